@@ -1,0 +1,157 @@
+"""Command line -> settings: precedence, sources, suggestions; one flag for every field of config.py."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
+
+import tyro
+
+import config
+from config import Config, ConfigProblem
+
+C = TypeVar("C")
+
+TRUE, FALSE = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Flags that choose where settings come from."""
+
+    preset: str = ""
+    """Set of settings by name: see PRESETS in config.py (demo, smoke)."""
+    config: str = ""
+    """Saved settings, such as checkpoints/<exp_name>/config.json."""
+
+
+@dataclass(frozen=True)
+class Parsed(Generic[C]):
+    """What a command line means."""
+
+    cfg: Config
+    sources: dict[str, str] = field(default_factory=dict)
+    """Field name -> "file", "preset" or "flag"; fields that are not here have their default."""
+    commands: C | None = None
+
+
+def usage_error(message: str) -> NoReturn:
+    """Print one clear message and leave with exit code 2."""
+    print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def parse(argv: list[str], commands: type[C], description: str, base: Config | None = None) -> tuple[Parsed[C], C]:
+    """Settings and commands from `argv`, by precedence: `base` (the defaults) < --config < --preset < flags.
+
+    `commands` is a dataclass of further flags that are no settings. Values of closed sets may be written in any case,
+    booleans as `--amp`, `--no_amp` or `--amp False`, flags with '-' or '_'.
+
+    Raises:
+        SystemExit: code 2 after a message for anything that is wrong, code 0 after --help.
+    """
+    known = _known_flags(commands)
+    argv, given = _normalise(argv, known)
+    sources: dict[str, str] = {}
+    cfg = base or Config()
+    try:
+        if path := given.get("config"):
+            cfg, names = config.from_record(_read_json(Path(path)), path, cfg)
+            sources |= dict.fromkeys(names, "file")
+        if preset := given.get("preset"):
+            if preset not in config.PRESETS:
+                near = config.suggest(preset, config.PRESETS)
+                usage_error(f"preset {preset!r} is none of {', '.join(config.PRESETS)}{near}")
+            cfg = config.replace(cfg, config.PRESETS[preset])
+            sources |= dict.fromkeys(config.PRESETS[preset], "preset")
+    except ConfigProblem as error:
+        usage_error(str(error))
+    line: Any = dataclasses.make_dataclass(
+        "Settings", [("commands", commands), ("source", Source), ("cfg", Config)], frozen=True
+    )
+    parsed: Any = tyro.cli(
+        line,
+        args=argv,
+        default=line(commands=commands(), source=Source(), cfg=cfg),
+        description=description,
+        use_underscores=True,
+        config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
+    )
+    sources |= {name: "flag" for name in given if name in config.SECTION_OF}
+    return Parsed(parsed.cfg, sources, parsed.commands), parsed.commands
+
+
+def describe(parsed: Parsed[Any]) -> str:
+    """All settings, one a line, each with its source."""
+    lines = []
+    for section, kind in config.SECTIONS.items():
+        lines.append(f"[{section}]")
+        for f in dataclasses.fields(kind):
+            value = json.dumps(config.to_record(parsed.cfg)[section][f.name], ensure_ascii=False)
+            lines.append(f"  {f.name} = {value}  ({parsed.sources.get(f.name, 'default')})")
+    return "\n".join(lines)
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigProblem(f"{path} cannot be read ({error.strerror}): give the path of a saved config.json.") from None
+    except ValueError as error:
+        raise ConfigProblem(f"{path} is not JSON ({error}): give the path of a saved config.json.") from None
+
+
+def _known_flags(commands: type) -> dict[str, tuple[str, Any]]:
+    """Every spelling of a flag -> (field name, type)."""
+    known: dict[str, tuple[str, Any]] = {}
+    for kind in (commands, Source, *config.SECTIONS.values()):
+        plain, annotated = get_type_hints(kind), get_type_hints(kind, include_extras=True)
+        for f in dataclasses.fields(kind):
+            known[f.name] = (f.name, plain[f.name])
+            for extra in getattr(annotated[f.name], "__metadata__", ()):
+                known |= {a.lstrip("-"): (f.name, plain[f.name]) for a in getattr(extra, "aliases", None) or ()}
+    return known
+
+
+def _normalise(argv: list[str], known: dict[str, tuple[str, Any]]) -> tuple[list[str], dict[str, str]]:
+    """`argv` as tyro expects it, and the fields that it sets (name -> first value, or "")."""
+    out: list[str] = []
+    given: dict[str, str] = {}
+    tokens = [part for token in argv for part in _split_equals(token)]
+    i = 0
+    while i < len(tokens):
+        token = tokens[i]
+        i += 1
+        flag = token[2:].replace("-", "_") if token.startswith("--") else ""
+        negated = flag.startswith("no_") and flag not in known
+        name, kind = known.get(flag[3:] if negated else flag, ("", None))
+        if not name:
+            out.append(token)
+            continue
+        value = tokens[i] if i < len(tokens) and not tokens[i].startswith("--") else None
+        given[name] = value or ""
+        if kind is bool:
+            if value is not None and value.casefold() in TRUE + FALSE:
+                i += 1
+                negated ^= value.casefold() in FALSE
+            out.append(f"--no_{name}" if negated else f"--{name}")
+            continue
+        out.append(token)
+        if value is None:
+            out += [config.BARE_VALUES[name]] if name in config.BARE_VALUES else []
+        elif get_origin(kind) is Literal:
+            i += 1
+            out.append(config.canonical(name, value) if name in config.SECTION_OF else value)
+            if out[-1] not in get_args(kind):
+                near = config.suggest(value, get_args(kind))
+                usage_error(f"{name}: {value!r} is none of {', '.join(map(str, get_args(kind)))}{near}")
+    return out, given
+
+
+def _split_equals(token: str) -> list[str]:
+    flag, equals, value = token.partition("=")
+    return [flag, value] if equals and token.startswith("--") else [token]

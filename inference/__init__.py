@@ -1,0 +1,1 @@
+"""Network -> logits -> packed masks -> CSV. Validation runs the same path as the submission."""

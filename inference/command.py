@@ -1,0 +1,100 @@
+"""The inference commands: a checkpoint and images in, a folder with the CSV out."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import config
+from config import Config, ConfigProblem
+from engine import flags
+from engine.files import FileProblem
+
+if TYPE_CHECKING:
+    from model.checkpoint import Checkpoint
+
+FIXED = {
+    *(f.name for section in (config.Model, config.Loss, config.Phantom) for f in dataclasses.fields(section)),
+    "classes",
+}
+"""Fields that the checkpoint alone decides."""
+
+DESCRIPTION = """Predict the test split, a folder or one image with a trained checkpoint.
+
+Network and settings come from the checkpoint; flags may change what does not belong to the network."""
+
+
+@dataclass(frozen=True)
+class Commands:
+    """Flags that are no settings."""
+
+    print_config: bool = False
+    """Print every setting with its source, and stop."""
+
+
+def main(argv: list[str], style: str = "") -> int:
+    """Run an inference command; `style` replaces the checkpoint's inference_file unless a flag names one.
+
+    Returns:
+        The exit code: 0, 1 for a problem with files, 2 for a wrong command line.
+    """
+    first, _ = flags.parse(argv, Commands, DESCRIPTION)
+    from model.checkpoint import read_checkpoint  # after --help, which must not wait for torch
+
+    try:
+        chosen = first.cfg.inference.checkpoint
+        checkpoint = read_checkpoint(Path(chosen) if chosen else first.cfg.folder / "best.safetensors")
+        base = checkpoint.cfg
+        if style:
+            base = config.replace(base, {"inference_file": style})
+        parsed, commands = flags.parse(argv, Commands, DESCRIPTION, base=base)
+        if commands.print_config:
+            print(flags.describe(parsed))
+            return 0
+        return _infer(_settings(parsed.cfg, base, checkpoint), checkpoint)
+    except ConfigProblem as error:
+        flags.usage_error(str(error))
+    except FileProblem as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def _settings(cfg: Config, base: Config, checkpoint: Checkpoint) -> Config:
+    """`cfg`, checked: what belongs to the network must be as the checkpoint has it in `base`."""
+    from model.checkpoint import check_classes
+
+    check_classes(checkpoint, cfg.data.classes)
+    changed = sorted(name for name in FIXED if config.get(cfg, name) != config.get(base, name))
+    if changed:
+        said = "; ".join(f"{name} is {config.get(base, name)!r}, not {config.get(cfg, name)!r}" for name in changed)
+        raise ConfigProblem(f"{checkpoint.path}: {said}. The checkpoint decides this: leave the flag out.")
+    config.check(cfg)
+    return cfg
+
+
+def _infer(cfg: Config, checkpoint: Checkpoint) -> int:
+    from dataset.readers import read_competition, read_folder
+    from engine.devices import pick_device
+    from inference.pipeline import CSV_NAME, build_predictor, infer, new_folder
+
+    chosen = cfg.inference
+    if chosen.input:
+        source = Path(chosen.input)
+        records, what = read_folder(source), source.stem if source.is_file() else source.name
+    else:
+        records, what = read_competition(Path(cfg.data.data_root), "test"), "test"
+    folder = Path(chosen.output) if chosen.output else new_folder(checkpoint.path.parent / "inference", what)
+    device = pick_device(cfg)
+    network = checkpoint.network().to(device)
+    table = infer(build_predictor(cfg, network), records, cfg, device, folder)
+    if table is not None:
+        print(f"Dice {table.mean():.4f} over {len(records)} labelled images ({folder / 'per_class.csv'})")
+    print(f"CSV: {folder / CSV_NAME}")
+    if chosen.save_masks != "none":
+        print(f"masks: {folder / 'masks'}")
+    if chosen.save_overlay:
+        print(f"overlays: {folder / 'overlays'}")
+    return 0

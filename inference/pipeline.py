@@ -1,0 +1,144 @@
+"""Records -> packed masks -> CSV, masks, overlays and, where there are labels, Dice."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from config import Config, to_record
+from dataset.dataset import read_label
+from dataset.images import read_image
+from dataset.readers import Record
+from engine.files import FileProblem, atomic_path, write_json
+from engine.names import check_variant, resolve
+from engine.progress import progress
+from inference.masks import predict_bits
+from inference.metrics import DiceTable, count_bits, dice_from_counts
+from inference.overlay import draw_overlay
+from inference.predictor import Predictor
+from inference.submission import SubmissionWriter
+
+CSV_NAME = "submission.csv"
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One image with its masks."""
+
+    record: Record
+    image: NDArray[np.uint8]
+    bits: NDArray[np.int32]
+
+
+def build_predictor(cfg: Config, network: nn.Module) -> Predictor:
+    """The predictor that `inference_file` names."""
+    name = resolve("inference", cfg.inference.inference_file)
+    module = name.load()
+    check_variant(name, module.VARIANTS)
+    predictor: Predictor = module.build(cfg, network)
+    return predictor
+
+
+def predict(predictor: Predictor, records: Iterable[Record], cfg: Config, device: str) -> Iterator[Prediction]:
+    """Masks of each record at its own size."""
+    size = cfg.inference.resize_to or cfg.window.image_size
+    for record in records:
+        image = read_image(record.image)
+        bits = predict_bits(predictor, image, len(cfg.data.classes), size, cfg.inference.threshold, device)
+        yield Prediction(record, image, bits)
+
+
+def score(prediction: Prediction, table: DiceTable, classes: Sequence[str]) -> None:
+    """Add the competition's Dice of one labelled image, at its full size, to the table."""
+    truth = read_label(prediction.record, classes, *prediction.image.shape)
+    table.add(prediction.record.key, dice_from_counts(count_bits(prediction.bits, truth, len(classes))))
+
+
+def validate(predictor: Predictor, records: Sequence[Record], cfg: Config, device: str) -> DiceTable:
+    """The leaderboard's own score of labelled records, through the submission path."""
+    table = DiceTable(cfg.data.classes)
+    for prediction in progress(predict(predictor, records, cfg, device), "validation", len(records), "images"):
+        score(prediction, table, cfg.data.classes)
+    return table
+
+
+def infer(
+    predictor: Predictor, records: Sequence[Record], cfg: Config, device: str, folder: Path
+) -> DiceTable | None:
+    """Write submission.csv, and what `save_masks` and `save_overlay` ask for, into `folder`, which must not exist.
+
+    Returns:
+        Dice of the records where all have labels, else None.
+
+    Raises:
+        FileProblem: the folder exists, two images share a name, an image can't be read, the disk is full. Then the
+            CSV is not there at all; masks and overlays of the images before may be.
+    """
+    if (folder / CSV_NAME).exists():
+        raise FileProblem(f"{folder / CSV_NAME} exists and is never overwritten: choose another --output.")
+    classes, chosen = cfg.data.classes, cfg.inference
+    table = DiceTable(classes) if all(record.label for record in records) else None
+    with SubmissionWriter(folder / CSV_NAME, [record.name for record in records], classes) as writer:
+        for prediction in progress(predict(predictor, records, cfg, device), "inference", len(records), "images"):
+            writer.write(prediction.record.name, prediction.bits)
+            if chosen.save_masks != "none":
+                _write_masks(folder / "masks", prediction, cfg)
+            if chosen.save_overlay:
+                picture = draw_overlay(prediction.image, prediction.bits, classes)
+                write_png(folder / "overlays" / f"{prediction.record.image.stem}.png", picture)
+            if table is not None:
+                score(prediction, table, classes)
+    write_json(folder / "config.json", to_record(cfg))
+    if table is not None:
+        table.to_csv(folder / "per_class.csv")
+    return table
+
+
+def draw_example(
+    predictor: Predictor, records: Sequence[Record], cfg: Config, device: str, table: DiceTable | None, path: Path
+) -> None:
+    """Write a picture of one image: of labelled ones that of median Dice, truth beside prediction; else the first."""
+    shown = next(r for r in records if table is None or r.key == table.median_image())
+    prediction = next(predict(predictor, [shown], cfg, device))
+    classes = cfg.data.classes
+    panels = [draw_overlay(prediction.image, prediction.bits, classes, "prediction")]
+    if shown.label is not None:
+        truth = read_label(shown, classes, *prediction.image.shape)
+        panels.insert(0, draw_overlay(prediction.image, truth, classes, "truth"))
+    write_png(path, np.concatenate(panels, axis=1))
+
+
+def new_folder(parent: Path, name: str) -> Path:
+    """`parent/name`, or with -2, -3, … behind it: the first that does not exist."""
+    folder, count = parent / name, 1
+    while folder.exists():
+        count += 1
+        folder = parent / f"{name}-{count}"
+    return folder
+
+
+def write_png(path: Path, picture: NDArray[np.uint8]) -> None:
+    """Write a picture atomically."""
+    ok, data = cv2.imencode(".png", picture)
+    assert ok, "PNG encoding of a uint8 array cannot fail"
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data.tobytes())
+
+
+def _write_masks(folder: Path, prediction: Prediction, cfg: Config) -> None:
+    """One PNG per class (0 and 255), or one .npz with the packed words and the class names."""
+    stem = prediction.record.image.stem
+    if cfg.inference.save_masks == "packed":
+        with atomic_path(folder / f"{stem}.npz") as temporary, open(temporary, "wb") as file:
+            np.savez_compressed(file, bits=prediction.bits, classes=np.array(json.dumps(cfg.data.classes)))
+        return
+    for k, name in enumerate(cfg.data.classes):
+        mask = ((prediction.bits[k // 32] >> (k % 32)) & 1).astype(np.uint8) * np.uint8(255)
+        write_png(folder / stem / f"{name}.png", mask)

@@ -1,0 +1,39 @@
+"""Sliding windows: where they lie, and weights that sum to one at every pixel.
+
+The weight of a window is a product of one factor for its rows and one for its columns. So each axis is normalised once
+and no count map, division or infinity check is needed.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def window_starts(size: int, window: int, stride: int) -> list[int]:
+    """First pixels of the windows on one axis; the last window ends with the image.
+
+    Raises:
+        ValueError: the window is larger than the axis (the frame of an image never is).
+    """
+    if window > size:
+        raise ValueError(f"a window of {window} px does not fit {size} px: pad the image to the window first.")
+    return [*range(0, size - window, stride), size - window]
+
+
+def axis_weights(size: int, window: int, stride: int, sigma: float | None) -> NDArray[np.float32]:
+    """Weights of each window along one axis, (windows, window) float32; over all windows they sum to 1 at each pixel.
+
+    Args:
+        sigma: standard deviation of the Gaussian as a share of the window; None weighs all pixels alike.
+    """
+    starts = window_starts(size, window, stride)
+    if sigma is None:
+        profile = np.ones(window)
+    else:
+        offset = np.arange(window) - (window - 1) / 2
+        profile = np.exp(-0.5 * (offset / (sigma * window)) ** 2)
+    total = np.zeros(size)
+    for start in starts:
+        total[start : start + window] += profile
+    return np.stack([profile / total[start : start + window] for start in starts]).astype(np.float32)

@@ -1,0 +1,1 @@
+"""Name -> network; model/losses: name -> loss."""

@@ -1,0 +1,152 @@
+"""Weights with their settings in one safetensors file: inference rebuilds the network from it alone.
+
+The header holds the settings, the class names, the score and a SHA-256 of the weights (one flipped byte otherwise loads
+silently). Files may be moved and renamed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+import config
+from config import Config, ConfigProblem
+from engine.files import FileProblem, atomic_path
+from model.network import Network, build
+
+FORMAT = "bone-segmentation 1"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a file holds."""
+
+    path: Path
+    cfg: Config
+    score: float
+    """Validation Dice when it was written."""
+    epoch: int
+    weights: dict[str, Tensor]
+
+    def network(self) -> Network:
+        """The trained network in evaluation mode, on the CPU.
+
+        Raises:
+            FileProblem: the weights don't fit the network that the settings name.
+        """
+        # The weights are all there; fetching pretrained ones first would need the network for nothing.
+        net = build(config.replace(self.cfg, {"pretrained": False}))
+        try:
+            net.load_state_dict(self.weights)
+        except RuntimeError as error:
+            first = str(error).splitlines()[1 if "\n" in str(error) else 0].strip()
+            raise FileProblem(
+                f"{self.path} does not fit {self.cfg.model.model_file} ({first[:200]}): it was written by another "
+                f"version; use the code of its commit or train again."
+            ) from None
+        return net.eval()
+
+
+def save_weights(path: Path, weights: Mapping[str, Tensor], cfg: Config, score: float, epoch: int) -> None:
+    """Write a checkpoint atomically."""
+    plain = {name: tensor.detach().to("cpu").contiguous() for name, tensor in weights.items()}
+    header = {
+        "format": FORMAT,
+        "config": json.dumps(config.to_record(cfg)),
+        "score": repr(score),
+        "epoch": str(epoch),
+        "sha256": _digest(plain),
+    }
+    with atomic_path(path) as temporary:
+        save_file(plain, temporary, metadata=header)
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read and verify a checkpoint.
+
+    Raises:
+        FileProblem: missing, truncated, damaged, a pickle, or not of this framework; names the file and the remedy.
+    """
+    if not path.is_file():
+        raise FileProblem(f"{path} does not exist: train the experiment first, or give --checkpoint FILE.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError) as error:
+        raise FileProblem(_why_unreadable(path, error)) from None
+    if header.get("format") != FORMAT:
+        raise FileProblem(
+            f"{path} holds weights without the settings of their network: give a best.safetensors written here."
+        )
+    if header["sha256"] != _digest(weights):
+        raise FileProblem(f"{path} is damaged (its weights don't match their SHA-256): copy it again.")
+    try:
+        cfg, _ = config.from_record(json.loads(header["config"]), str(path))
+    except ConfigProblem as error:
+        raise FileProblem(f"{error} The checkpoint is of another version of this code.") from None
+    return Checkpoint(path, cfg, float(header["score"]), int(header["epoch"]), weights)
+
+
+def check_classes(checkpoint: Checkpoint, classes: tuple[str, ...]) -> None:
+    """Raise FileProblem where the checkpoint was trained on another class list."""
+    trained = checkpoint.cfg.data.classes
+    if trained != classes:
+        differ = next((i for i, (a, b) in enumerate(zip(trained, classes, strict=False)) if a != b), None)
+        where = (
+            f"{len(trained)} classes, not {len(classes)}"
+            if differ is None
+            else f"class {differ} is {trained[differ]!r}, not {classes[differ]!r}"
+        )
+        raise FileProblem(
+            f"{checkpoint.path} was trained on another class list ({where}): leave out --classes, or take a checkpoint "
+            f"of these classes."
+        )
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """A training state (last.pt) as tensors and plain values; code in it is refused, never run.
+
+    Raises:
+        FileProblem: missing, truncated, or a pickle of code.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise FileProblem(f"{path} is a pickle that holds code, which is never run: give a file written here.") from None
+    except (OSError, EOFError, RuntimeError, ValueError) as error:
+        raise FileProblem(_why_unreadable(path, error)) from None
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise FileProblem(f"{path} is no training state of this framework: give the last.pt of an experiment.")
+    return state
+
+
+def _why_unreadable(path: Path, error: Exception) -> str:
+    with open(path, "rb") as file:
+        head = file.read(4)
+    if not head:
+        return f"{path} is empty: copy it again or train again."
+    if head[:2] == b"PK" or head[:1] == b"\x80":
+        return (
+            f"{path} is a pickle (.pt), which can hold code and is not loaded: give the best.safetensors of an "
+            f"experiment."
+        )
+    return f"{path} is truncated or no safetensors file ({str(error).splitlines()[0][:120]}): copy it again."
+
+
+def _digest(weights: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        digest.update(f"{name} {weights[name].dtype} {tuple(weights[name].shape)}".encode())
+        digest.update(weights[name].contiguous().view(torch.uint8).numpy() if weights[name].numel() else b"")
+    return digest.hexdigest()

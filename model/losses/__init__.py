@@ -1,0 +1,73 @@
+"""Loss names -> a weighted sum of terms. `Combined_Focal_Dice` is parsed, no class exists for it.
+
+A term is a module of this package with `NAME` and `build(cfg) -> Term`; a Term maps logits (N, K, H, W) and target
+(N, K, H, W) bool to a scalar. Adding a loss is adding a file.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from config import Config, ConfigProblem, loss_terms, suggest
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Term = Callable[["Tensor", "Tensor"], "Tensor"]
+"""Logits (N, K, H, W) float32 and target (N, K, H, W) bool -> scalar."""
+
+TERM_FILES = {path.stem: path for path in sorted(Path(__file__).parent.glob("[a-z]*.py"))}
+
+
+def term_names() -> list[str]:
+    """Names of all terms as they are written."""
+    return [_term_name(stem) for stem in TERM_FILES]
+
+
+def _term_name(stem: str) -> str:
+    """NAME of a term's file, read without importing it: that would wait for torch."""
+    assignments = (node for node in ast.parse(TERM_FILES[stem].read_text("utf-8")).body if isinstance(node, ast.Assign))
+    return next(str(ast.literal_eval(node.value)) for node in assignments if ast.unparse(node.targets[0]) == "NAME")
+
+
+def canonical_name(name: str) -> str:
+    """`bce_dice`, `Combined_bce_dice` -> Combined_BCE_Dice. Imports nothing slow: reads NAME off the files.
+
+    Raises:
+        ConfigProblem: a part of the name is no term; names the near ones.
+    """
+    terms = []
+    for part in loss_terms(name):
+        if part.casefold() not in TERM_FILES:
+            known = term_names()
+            raise ConfigProblem(
+                f"loss {name!r}: {part!r} is no term; terms are {', '.join(known)}{suggest(part, known)}, combined as "
+                f"in Combined_Focal_Dice."
+            )
+        terms.append(_term_name(part.casefold()))
+    return terms[0] if len(terms) == 1 else "_".join(["Combined", *terms])
+
+
+def build_loss(cfg: Config) -> Callable[[Tensor, Tensor], Tensor]:
+    """The configured loss: logits (N, K, H, W) and packed targets (N, words, H, W) int32 -> scalar float32."""
+    from engine.bits import unpack
+
+    names = loss_terms(canonical_name(cfg.loss.loss))
+    terms: list[Term] = [importlib.import_module(f"{__name__}.{n.casefold()}").build(cfg) for n in names]
+    weights = cfg.loss.loss_weights or (1.0,) * len(terms)
+    n_classes = len(cfg.data.classes)
+
+    def loss(logits: Tensor, bits: Tensor) -> Tensor:
+        # Half precision overflows in sums: Radius alone has 75 128 pixels. Terms see float32.
+        logits, target = logits.float(), unpack(bits, n_classes)
+        parts = [w * term(logits, target) for w, term in zip(weights, terms, strict=True)]
+        total = parts[0]
+        for part in parts[1:]:
+            total = total + part
+        return total
+
+    return loss

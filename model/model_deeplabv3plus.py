@@ -1,0 +1,28 @@
+"""DeepLabV3+ (Chen et al. 2018, arXiv:1802.02611): atrous pyramid on a dilated encoder, stride-4 decoder.
+
+The variant is the encoder; only encoders that can be dilated work, which the library says otherwise.
+"""
+
+from __future__ import annotations
+
+import segmentation_models_pytorch as smp
+from torch import nn
+
+from config import Config
+from model.smp_decoders import build_smp, knows_encoder
+
+OPTIONS = ("pretrained",)
+
+DEFAULT = "resnet34"
+
+VARIANTS = ("", "resnet18", "resnet34", "resnet50", "resnet101", "efficientnet-b4")
+
+
+def accepts(variant: str) -> bool:
+    """Whether the variant is an encoder, in the table or not."""
+    return knows_encoder(variant)
+
+
+def build(variant: str, cfg: Config) -> tuple[nn.Module, int]:
+    """The bare network and its stride."""
+    return build_smp(smp.DeepLabV3Plus, variant or DEFAULT, cfg)

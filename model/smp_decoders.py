@@ -1,0 +1,41 @@
+"""The one door to segmentation_models_pytorch: its decoders over its own and timm's encoders."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import segmentation_models_pytorch as smp
+from torch import nn
+
+from config import Config, ConfigProblem
+
+STRIDE = 32
+
+
+def knows_encoder(name: str) -> bool:
+    """True for every encoder that the library can build, timm's as `tu-<name>` included."""
+    if name in smp.encoders.encoders:
+        return True
+    import timm
+
+    return name.startswith("tu-") and name.removeprefix("tu-") in timm.list_models()
+
+
+def build_smp(decoder: Any, encoder: str, cfg: Config) -> tuple[nn.Module, int]:
+    """`decoder` (a model class of the library) on `encoder`; its one-channel stem sums pretrained RGB filters.
+
+    Raises:
+        ConfigProblem: pretrained weights that can't be downloaded; names the flag that goes without.
+    """
+    weights = "imagenet" if cfg.model.pretrained else None
+    try:
+        net = decoder(encoder_name=encoder, encoder_weights=weights, in_channels=1, classes=len(cfg.data.classes))
+    except Exception as error:
+        if weights is None:
+            raise
+        # Hub clients raise a dozen kinds when there is no network or no such file; the remedy is one.
+        raise ConfigProblem(
+            f"pretrained weights of {encoder} could not be loaded ({str(error).splitlines()[0][:160]}): connect to the "
+            f"network once, or give --no_pretrained to start from random weights."
+        ) from error
+    return net, STRIDE

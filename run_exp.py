@@ -1,0 +1,240 @@
+"""One experiment from settings to a leaderboard CSV: python run_exp.py --exp_name X [--preset demo] [--lr 1e-4] …"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import config
+from config import Config, ConfigProblem
+from engine import background, flags
+from engine.files import FileProblem, write_json
+from engine.names import all_names, resolve
+
+if TYPE_CHECKING:
+    from inference.metrics import DiceTable
+
+DESCRIPTION = """Train a network, predict the test split and write the leaderboard's CSV.
+
+Settings: defaults in config.py < --config FILE < --preset NAME < flags. Flags may be written with '-' or '_', values of
+closed sets in any case. Exit codes: 0 done, 1 a file or the data is wrong, 2 a setting is wrong, 75 stopped and
+resumable, 130 interrupted and resumable."""
+
+
+@dataclass(frozen=True)
+class Commands:
+    """Flags that are no settings."""
+
+    print_config: bool = False
+    """Print every setting with its source, and stop."""
+    dry_run: bool = False
+    """Resolve, check and size everything, and stop."""
+    bg: bool = False
+    """Run in the background, detached from the terminal; output goes to log/<exp_name>.log."""
+    list_models: bool = False
+    """Print the names for --model_file, one a line."""
+    list_losses: bool = False
+    """Print the terms for --loss, one a line."""
+    list_datasets: bool = False
+    """Print the names for --dataset_file, one a line."""
+    list_inference: bool = False
+    """Print the names for --inference_file, one a line."""
+
+
+def main(argv: list[str]) -> int:
+    """Run the command line; returns the exit code."""
+    parsed, commands = flags.parse(argv, Commands, DESCRIPTION)
+    try:
+        if listing := _listing(commands):
+            print("\n".join(listing))
+            return 0
+        if parsed.cfg.run.resume:
+            parsed = _resumed(argv, parsed)
+        config.check(parsed.cfg)
+        parsed = flags.Parsed(_named(parsed.cfg), parsed.sources, commands)
+        if commands.print_config:
+            print(flags.describe(parsed))
+            return 0
+        if commands.dry_run:
+            return _dry_run(parsed.cfg)
+        if commands.bg:
+            _check_folder(parsed.cfg)
+            rest = [token for token in argv if token.casefold().replace("-", "_") != "__bg"]
+            print(background.start([os.path.abspath(__file__), *rest], parsed.cfg.run.exp_name))
+            return 0
+        return _run(parsed.cfg)
+    except ConfigProblem as error:
+        flags.usage_error(str(error))
+    except FileProblem as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def _listing(commands: Commands) -> list[str]:
+    names: list[str] = []
+    for wanted, package in (
+        (commands.list_models, "model"),
+        (commands.list_datasets, "dataset"),
+        (commands.list_inference, "inference"),
+    ):
+        names += all_names(package) if wanted else []
+    if commands.list_losses:
+        from model.losses import term_names
+
+        names += term_names()
+    return names
+
+
+def _named(cfg: Config) -> Config:
+    """`cfg` with full names where short or differently spelt ones were given.
+
+    Raises:
+        ConfigProblem: a name that no file answers to.
+    """
+    from model.losses import canonical_name
+
+    fields = {"model_file": "model", "dataset_file": "dataset", "inference_file": "inference"}
+    names = {field: str(resolve(package, config.get(cfg, field))) for field, package in fields.items()}
+    return config.replace(cfg, {**names, "loss": canonical_name(cfg.loss.loss)})
+
+
+def _resumed(argv: list[str], parsed: flags.Parsed[Commands]) -> flags.Parsed[Commands]:
+    """The command line again, on top of the settings that the stopped run was started with."""
+    from model.checkpoint import load_state
+
+    path = parsed.cfg.folder / "last.pt"
+    if not path.exists():
+        raise FileProblem(f"{path} does not exist, so there is nothing to resume: leave out --resume.")
+    saved, names = config.from_record(load_state(path)["config"], str(path))
+    resumed, _ = flags.parse(argv, Commands, DESCRIPTION, base=saved)
+    changed = [n for n in names if config.get(resumed.cfg, n) != config.get(saved, n) and n not in ("resume", "overwrite")]
+    for name in sorted(changed):
+        print(f"resuming with {name} {config.get(resumed.cfg, name)!r} instead of {config.get(saved, name)!r}")
+    return flags.Parsed(
+        config.replace(resumed.cfg, {"overwrite": False}), dict.fromkeys(names, "last.pt") | resumed.sources
+    )
+
+
+def _check_folder(cfg: Config) -> None:
+    """Raise ConfigProblem where the experiment exists and neither --resume nor --overwrite is given."""
+    folder = cfg.folder
+    if not folder.exists() or cfg.run.resume:
+        return
+    if not cfg.run.overwrite:
+        raise ConfigProblem(f"{folder} exists: give --resume to continue it, --overwrite to replace it, or another name.")
+    if not (folder / "config.json").exists() and any(folder.iterdir()):
+        raise ConfigProblem(f"{folder} is no experiment (it has no config.json), so --overwrite does not delete it.")
+
+
+def _prepare_data(cfg: Config) -> None:
+    """Draw the phantom set where the settings ask for one and it does not lie there already."""
+    if not cfg.phantom.phantom:
+        return
+    from dataset.phantom import phantom_matches, write_phantom_set
+
+    root, chosen = Path(cfg.data.data_root), cfg.phantom
+    wanted = {
+        "train_subjects": chosen.phantom_train,
+        "test_subjects": chosen.phantom_test,
+        "size": chosen.phantom_size,
+        "seed": chosen.phantom_seed,
+    }
+    if phantom_matches(root, **wanted):
+        return
+    if (root / "phantom.json").exists() and cfg.run.overwrite:
+        shutil.rmtree(root)  # drawn by us with other settings
+    write_phantom_set(root, **wanted, workers=cfg.train.workers)
+    print(f"phantom data: {root}")
+
+
+def _dry_run(cfg: Config) -> int:
+    """Say what a run would do, with nothing written: the checks are the real ones, the network is really built."""
+    _check_folder(cfg)
+    print(f"would write {cfg.folder}")
+    drawn = cfg.phantom
+    if drawn.phantom and not Path(cfg.data.data_root).exists():
+        count = 2 * (drawn.phantom_train + drawn.phantom_test)
+        print(f"would draw {count} phantoms of {drawn.phantom_size} px into {cfg.data.data_root} first")
+        from model.network import build
+
+        print(f"{cfg.model.model_file}: {sum(p.numel() for p in build(cfg).parameters()):,} parameters")
+    else:
+        from train import Trainer
+
+        print(Trainer(cfg).summary)
+    sliding = cfg.data.dataset_file.endswith("sliding") or "_sliding_" in cfg.data.dataset_file
+    side = cfg.window.window_size if sliding else cfg.window.image_size
+    batch, classes = cfg.train.batch_size, len(cfg.data.classes)
+    print(f"a step: images {batch} x 1 x {side} x {side}, logits {batch * classes * side**2 * 4 / 2**20:.0f} MiB (float32)")
+    return 0
+
+
+def _run(cfg: Config) -> int:
+    _check_folder(cfg)
+    _prepare_data(cfg)
+    from engine.stop import Stopped
+    from train import Trainer
+
+    trainer = Trainer(cfg)
+    if cfg.run.resume:
+        trainer.restore(cfg.folder / "last.pt")
+        print(f"resuming after epoch {trainer.at.epoch}, step {trainer.at.step}")
+    elif cfg.folder.exists():
+        shutil.rmtree(cfg.folder)
+    write_json(cfg.folder / "config.json", config.to_record(cfg))
+    print(trainer.summary, flush=True)
+    try:
+        trainer.fit()
+    except Stopped as stopped:
+        print(f"{stopped}: saved; continue with --exp_name {cfg.run.exp_name} --resume")
+        return stopped.exit_code
+    return _submit(cfg)
+
+
+def _submit(cfg: Config) -> int:
+    """Predict the test split with the best weights, and say where everything is."""
+    from dataset.readers import read_competition
+    from engine.devices import pick_device
+    from inference.pipeline import CSV_NAME, build_predictor, draw_example, infer, new_folder
+    from model.checkpoint import read_checkpoint
+
+    root = Path(cfg.data.data_root)
+    if not (root / "test" / "DCM").is_dir():
+        print(f"{root} has no test/DCM: no CSV. Weights: {cfg.folder / 'best.safetensors'}")
+        return 0
+    records = read_competition(root, "test")
+    device = pick_device(cfg)
+    checkpoint = read_checkpoint(cfg.folder / "best.safetensors")
+    predictor = build_predictor(cfg, checkpoint.network().to(device))
+    folder = new_folder(cfg.folder / "inference", "test")
+    table = infer(predictor, records, cfg, device, folder)
+    print(f"validation Dice {checkpoint.score:.4f} (epoch {checkpoint.epoch})")
+    if table is not None:
+        print(table.text())
+        print(f"test Dice {table.mean():.4f} over {len(records)} images")
+        _print_baseline(cfg, table)
+        print(f"per class:  {folder / 'per_class.csv'}")
+    picture = folder / "overlay.png"
+    draw_example(predictor, records, cfg, device, table, picture)
+    print(f"overlay:    {picture}\nCSV:        {folder / CSV_NAME}\nweights:    {cfg.folder / 'best.safetensors'}")
+    return 0
+
+
+def _print_baseline(cfg: Config, table: DiceTable) -> None:
+    """On phantoms, how far the network is above the mean training mask."""
+    if not cfg.phantom.phantom:
+        return
+    from dataset.readers import read_competition
+    from inference.baseline import mean_mask_dice
+
+    root = Path(cfg.data.data_root)
+    mean_mask = mean_mask_dice(read_competition(root, "train"), read_competition(root, "test"), cfg)
+    print(f"mean training mask, on the hand's true box: Dice {mean_mask:.4f}; the network is {table.mean() - mean_mask:.4f} above")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
