@@ -111,8 +111,9 @@ def _resumed(argv: list[str], parsed: flags.Parsed[Commands]) -> flags.Parsed[Co
         raise FileProblem(f"{path} does not exist, so there is nothing to resume: leave out --resume.")
     saved, names = config.from_record(load_state(path)["config"], str(path))
     resumed, _ = flags.parse(argv, Commands, DESCRIPTION, base=saved)
-    changed = [n for n in names if config.get(resumed.cfg, n) != config.get(saved, n) and n not in ("resume", "overwrite")]
-    for name in sorted(changed):
+    for name in sorted(names - {"resume", "overwrite"}):
+        if config.get(resumed.cfg, name) == config.get(saved, name):
+            continue
         print(f"resuming with {name} {config.get(resumed.cfg, name)!r} instead of {config.get(saved, name)!r}")
     return flags.Parsed(
         config.replace(resumed.cfg, {"overwrite": False}), dict.fromkeys(names, "last.pt") | resumed.sources
@@ -125,7 +126,9 @@ def _check_folder(cfg: Config) -> None:
     if not folder.exists() or cfg.run.resume:
         return
     if not cfg.run.overwrite:
-        raise ConfigProblem(f"{folder} exists: give --resume to continue it, --overwrite to replace it, or another name.")
+        raise ConfigProblem(
+            f"{folder} exists: give --resume to continue it, --overwrite to replace it, or another --exp_name."
+        )
     if not (folder / "config.json").exists() and any(folder.iterdir()):
         raise ConfigProblem(f"{folder} is no experiment (it has no config.json), so --overwrite does not delete it.")
 
@@ -169,7 +172,8 @@ def _dry_run(cfg: Config) -> int:
     sliding = cfg.data.dataset_file.endswith("sliding") or "_sliding_" in cfg.data.dataset_file
     side = cfg.window.window_size if sliding else cfg.window.image_size
     batch, classes = cfg.train.batch_size, len(cfg.data.classes)
-    print(f"a step: images {batch} x 1 x {side} x {side}, logits {batch * classes * side**2 * 4 / 2**20:.0f} MiB (float32)")
+    logits = batch * classes * side**2 * 4 / 2**20
+    print(f"a step: images {batch} x 1 x {side} x {side}, logits {logits:.0f} MiB in float32")
     return 0
 
 
@@ -233,7 +237,8 @@ def _print_baseline(cfg: Config, table: DiceTable) -> None:
 
     root = Path(cfg.data.data_root)
     mean_mask = mean_mask_dice(read_competition(root, "train"), read_competition(root, "test"), cfg)
-    print(f"mean training mask, on the hand's true box: Dice {mean_mask:.4f}; the network is {table.mean() - mean_mask:.4f} above")
+    above = table.mean() - mean_mask
+    print(f"mean training mask, on the hand's true box: Dice {mean_mask:.4f}; the network is {above:.4f} above")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from engine.names import check_variant, resolve
 from engine.optim import build_optimizer, learning_rate
 from engine.progress import progress
 from engine.record import Metrics
-from engine.stop import Stopped, StopFlag
+from engine.stop import StopFlag, Stopped
 from inference.pipeline import build_predictor, validate
 from inference.predictor import half_type
 from model.checkpoint import FORMAT, load_state, save_weights

@@ -73,7 +73,7 @@ class Samples(Dataset[tuple[Tensor, Tensor, str]]):
         record, cfg = self.records[index], self.cfg
         image = read_image(record.image)
         bits = read_label(record, cfg.data.classes, *image.shape)
-        frame = fit_frame(*image.shape, cfg.window.image_size, self.side)
+        frame = fit_frame(image.shape, cfg.window.image_size, self.side)
         plan = draw_plan(generator(cfg.run.seed, epoch, record.key, window), frame, self.side, cfg.augment)
         grey = warp_image(fit_image(image, frame), plan)
         return torch.from_numpy(grey)[None], torch.from_numpy(warp_bits(bits, plan, frame)), record.key

@@ -55,7 +55,7 @@ def _read_dicom(path: Path) -> NDArray[np.uint8]:
     """First frame, through the modality LUT and the file's own window; MONOCHROME1 is inverted."""
     try:
         import pydicom
-        from pydicom.pixels import apply_modality_lut, apply_voi_lut
+        from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut
     except ImportError:
         raise FileProblem(f"{path} is DICOM, which needs pydicom: pip install pydicom.") from None
     try:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from config import suggest
+from engine.bits import n_words
 from engine.files import FileProblem
 
 Polygons = Mapping[str, Sequence[NDArray[np.int32]]]
@@ -36,7 +37,7 @@ def read_polygons(path: Path, classes: Sequence[str]) -> dict[str, list[NDArray[
     polygons: dict[str, list[NDArray[np.int32]]] = {}
     for entry in annotations:
         label = entry.get("label") if isinstance(entry, dict) else None
-        if label not in classes:
+        if not isinstance(label, str) or label not in classes:
             raise FileProblem(
                 f"{path}: label {label!r} is no class{suggest(str(label), classes)}. Correct it or set --classes."
             )
@@ -75,7 +76,7 @@ def rasterise(polygons: Polygons, classes: Sequence[str], height: int, width: in
     Raises:
         FileProblem: a polygon lies wholly outside the image.
     """
-    bits = np.zeros((-(-len(classes) // 32), height, width), np.int32)
+    bits = np.zeros((n_words(len(classes)), height, width), np.int32)
     for k, name in enumerate(classes):
         group = polygons.get(name)
         if not group:

@@ -28,7 +28,7 @@ from engine.progress import progress
 
 __all__ = ["SIDES", "VERSION", "Phantom", "draw_phantom", "phantom_matches", "write_phantom_set"]
 
-VERSION = 1
+VERSION = 3
 """Of the renderer: raise it when pictures or labels change, so that sets on disk no longer match."""
 
 BENT_SHARE = {"train": 0.12, "test": 0.55}
@@ -143,7 +143,8 @@ def _done(jobs: list[tuple[Path, Subject, str, int, int]], workers: int) -> Iter
     """Draw every job, here or in `workers` processes, and yield after each."""
     if not workers:
         for job in jobs:
-            yield _draw_and_write(*job)
+            _draw_and_write(*job)
+            yield
         return
     # Not multiprocessing.Pool: that one waits for ever when a worker is killed for memory.
     context = multiprocessing.get_context("spawn")

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from config import HAND_BONES
-from dataset.phantom_pose import draw_body, pose_hand
 from dataset.phantom_plate import draw_taking, radiograph
+from dataset.phantom_pose import draw_body, pose_hand
 
 SIDES = ("L", "R")
 

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from dataset.phantom_bones import draw_bone, to_pixels
+from dataset.phantom_bones import draw_bone, resized, to_pixels
 from dataset.phantom_flesh import Image, flesh_path
 from dataset.phantom_pose import PosedHand
 from dataset.phantom_shape import Floats
@@ -16,10 +16,21 @@ from dataset.phantom_shape import Floats
 FINE = 768
 """Bones are drawn on at least this many pixels and averaged down: cortices are thinner than a coarse pixel."""
 
-FLESH_PER_MM = 0.017
-"""Attenuation of flesh."""
+UNEVEN, UNEVEN_MM = 56, 0.1
+"""Shells differ in thickness from place to place: knots per side of the picture (5 mm), sigma."""
 
-FRAME_MM = 281.0
+FLESH_PER_MM = 0.0185
+"""Attenuation of flesh; tuned like CORTICAL_PER_MM."""
+
+MOTTLE, MOTTLE_KNOTS = 0.03, (24, 60)
+"""Flesh is uneven (fat, tendons, vessels): sigma as a share of its attenuation, knots per side of the picture."""
+
+FLESH_PIXELS = 512
+"""Flesh is drawn at this size, or twice that for larger pictures: it is smooth, and nobody labels it."""
+
+SHARPEN_MM = 0.7
+
+FRAME_MM = 274.0
 """Side of the picture at the plate, so that bone areas come near the competition's (reference/formats.md)."""
 
 PIXELS_OF_NOISE = 512
@@ -28,31 +39,35 @@ PIXELS_OF_NOISE = 512
 
 @dataclass(frozen=True)
 class Chances:
-    """(low, high) of uniform draws, sigmas of normal ones, and probabilities."""
+    """(low, high) of uniform draws, sigmas of normal ones, and probabilities. Chosen by eye, as Ranges are."""
 
     scale_sigma: float = 0.03
     shift_sigma: float = 0.025
     """Sideways, share of the picture."""
-    top: tuple[float, float] = (0.045, 0.105)
+    top: tuple[float, float] = (0.05, 0.115)
     """Space above the longest finger, share of the picture."""
-    gain: tuple[float, float] = (0.75, 1.15)
-    knee: tuple[float, float] = (0.45, 1.1)
-    base: tuple[float, float] = (0.0, 0.02)
+    gain: tuple[float, float] = (0.85, 1.3)
+    knee: tuple[float, float] = (0.5, 1.2)
+    base: tuple[float, float] = (0.0, 0.05)
     """Window: shown = base + gain * a / (1 + knee * a) of [0, 1], a the attenuation: the wrist must not saturate."""
     scatter: tuple[float, float] = (0.04, 0.15)
     """Share of the beam that arrives as veil, and its reach."""
     scatter_mm: tuple[float, float] = (8.0, 20.0)
     edge: tuple[float, float] = (0.0, 0.4)
-    """Strength of the console's edge enhancement (8 mm), which darkens the surroundings of the hand."""
+    """Strength of the console's coarse edge enhancement (8 mm), which darkens the surroundings of the hand."""
+    sharpen: tuple[float, float] = (0.1, 0.9)
+    """Strength of its fine one (0.7 mm), which brings out trabeculae and the edges of shells."""
     noise: tuple[float, float] = (0.003, 0.011)
-    blur_mm: tuple[float, float] = (0.12, 0.28)
+    blur_mm: tuple[float, float] = (0.07, 0.2)
     """Focal spot and detector."""
     collimated: float = 0.55
     bright_border: float = 0.3
     """Of the collimated: the edge shows as a bright line."""
+    veiled_outside: float = 0.25
+    """Of the collimated: the console leaves the unexposed rim grey, not black."""
     plate_degrees: float = 1.2
     marker: float = 0.8
-    ring: float = 0.07
+    ring: float = 0.05
 
 
 CHANCES = Chances()
@@ -69,12 +84,15 @@ class Taking:
     scatter: float
     scatter_mm: float
     edge: float
+    sharpen: float
     noise: float
     blur_mm: float
     field: Floats | None
     """Corners of the collimated field in the unit square."""
+    outside: float
+    """Brightness outside of it."""
     border: float
-    """Brightness of the line along them; 0 for none."""
+    """Brightness of the line along its edge; 0 for none."""
     marker: tuple[str, Floats, float, float, bool] | None
     """Text, place in the unit square, height (share), degrees, on a disc."""
     ring: tuple[Floats, Floats, float] | None
@@ -102,9 +120,11 @@ def draw_taking(hand: PosedHand, side: str, rng: np.random.Generator) -> Taking:
         scatter=rng.uniform(*CHANCES.scatter),
         scatter_mm=rng.uniform(*CHANCES.scatter_mm),
         edge=rng.uniform(*CHANCES.edge),
+        sharpen=rng.uniform(*CHANCES.sharpen),
         noise=rng.uniform(*CHANCES.noise),
         blur_mm=rng.uniform(*CHANCES.blur_mm),
         field=_draw_field(bones, rng),
+        outside=float(rng.uniform(0.0, 0.25)) if rng.random() < CHANCES.veiled_outside else 0.0,
         border=float(rng.uniform(0.3, 0.9)) if rng.random() < CHANCES.bright_border else 0.0,
         marker=_draw_marker(bones, side, rng),
         ring=_draw_ring(hand, rng),
@@ -125,9 +145,7 @@ def _draw_field(bones: Floats, rng: np.random.Generator) -> Floats | None:
     return np.asarray((corners - 0.5) @ np.array([[c, -s], [s, c]]) + 0.5)
 
 
-def _draw_marker(
-    bones: Floats, side: str, rng: np.random.Generator
-) -> tuple[str, Floats, float, float, bool] | None:
+def _draw_marker(bones: Floats, side: str, rng: np.random.Generator) -> tuple[str, Floats, float, float, bool] | None:
     """A place that no bone comes near; none is drawn where a few tries find no such place."""
     height, degrees, disc = rng.uniform(0.025, 0.05), rng.normal(0.0, 12.0), rng.random() < 0.4
     places = rng.random((16, 2)) * np.array([0.84, 0.86]) + np.array([0.08, 0.07])
@@ -144,7 +162,7 @@ def _draw_ring(hand: PosedHand, rng: np.random.Generator) -> tuple[Floats, Float
     at = rng.uniform(0.3, 0.6)
     if rng.random() >= CHANCES.ring:
         return None
-    return joints[1] * (1 - at) + joints[2] * at, joints[2] - joints[1], 9.3 * hand.body.flesh * hand.body.size
+    return joints[1] * (1 - at) + joints[2] * at, joints[2] - joints[1], 8.6 * hand.body.flesh * hand.body.size
 
 
 def radiograph(
@@ -153,19 +171,26 @@ def radiograph(
     """The picture and the polygons of its bones."""
     factor = max(1, round(FINE / size + 0.45))
     bones = np.zeros((size * factor, size * factor), np.float32)
-    offsets = np.random.default_rng(rng.integers(1 << 32)).random((len(hand.bones) + len(hand.extras), 2))
+    offsets = rng.random((len(hand.bones) + len(hand.extras), 2))
+    uneven = rng.standard_normal((UNEVEN, UNEVEN), np.float32) * np.float32(UNEVEN_MM)
+    patches = resized(uneven, size * factor, cv2.INTER_LINEAR)
     polygons = {
-        name: draw_bone(bone, taking.matrix, size, factor, bones, hand.body.density, offsets[number])
+        name: draw_bone(bone, taking.matrix, size, factor, bones, patches, hand.body.density, offsets[number])
         for number, (name, bone) in enumerate(hand.bones.items())
     }
     for bone, offset in zip(hand.extras, offsets[len(hand.bones) :], strict=True):
-        draw_bone(bone, taking.matrix, size, factor, bones, hand.body.density, offset)
+        draw_bone(bone, taking.matrix, size, factor, bones, patches, hand.body.density, offset)
     if taking.ring:
         _add_ring(bones, taking)
-    coarse = 512 if size <= 1024 else size // 2
-    total = cv2.resize(flesh_path(hand, taking.matrix * coarse, coarse), (size, size), interpolation=cv2.INTER_LINEAR)
-    total *= np.float32(FLESH_PER_MM)
-    total += cv2.resize(bones, (size, size), interpolation=cv2.INTER_AREA)
+    mottle = np.zeros((FLESH_PIXELS // 2, FLESH_PIXELS // 2), np.float32)
+    for knots in MOTTLE_KNOTS:
+        field = rng.standard_normal((knots, knots), np.float32) * np.float32(MOTTLE)
+        mottle += resized(field, len(mottle), cv2.INTER_CUBIC)
+    coarse = FLESH_PIXELS if size <= FLESH_PIXELS else 2 * FLESH_PIXELS
+    flesh = flesh_path(hand, taking.matrix * coarse, coarse) * np.float32(FLESH_PER_MM)
+    flesh *= np.float32(1.0) + resized(mottle, coarse, cv2.INTER_LINEAR)
+    total = resized(flesh, size, cv2.INTER_CUBIC if size > coarse else cv2.INTER_AREA)
+    total += resized(bones, size, cv2.INTER_AREA)
     return _windowed(total, taking, rng), polygons
 
 
@@ -180,15 +205,14 @@ def _add_ring(bones: Image, taking: Taking) -> None:
     angle = float(np.rad2deg(np.arctan2(along[1], along[0])) + 90.0)
     metal = np.zeros(bones.shape, np.uint8)
     axes = (round(half * scale), round(1.4 * scale))
-    cv2.ellipse(metal, (round(centre[0]), round(centre[1])), axes, angle, 0, 360, 1, max(round(2.4 * scale), 1))
+    cv2.ellipse(metal, (round(centre[0]), round(centre[1])), axes, angle, 0, 360, 1, max(round(2.0 * scale), 1))
     bones += np.float32(3.0) * metal
 
 
 def _coarse_blur(picture: Image, sigma_share: float) -> Image:
     """A wide Gaussian blur (sigma as a share of the side), done on 128 x 128: nothing finer is left anyway."""
-    small = cv2.resize(picture, (128, 128), interpolation=cv2.INTER_AREA)
-    small = cv2.GaussianBlur(small, (0, 0), sigma_share * 128)
-    return np.asarray(cv2.resize(small, (picture.shape[1], picture.shape[0]), interpolation=cv2.INTER_LINEAR))
+    small = cv2.GaussianBlur(resized(picture, 128, cv2.INTER_AREA), (0, 0), sigma_share * 128)
+    return resized(np.asarray(small, np.float32), len(picture), cv2.INTER_LINEAR)
 
 
 def _windowed(total: Image, taking: Taking, rng: np.random.Generator) -> NDArray[np.uint8]:
@@ -197,7 +221,10 @@ def _windowed(total: Image, taking: Taking, rng: np.random.Generator) -> NDArray
     share_per_mm = float(np.sqrt(abs(np.linalg.det(taking.matrix[:, :2]))))
     blur = taking.blur_mm * share_per_mm * size
     if blur > 0.3:
-        total = cv2.GaussianBlur(total, (0, 0), blur)
+        total = np.asarray(cv2.GaussianBlur(total, (0, 0), blur), np.float32)
+    fine = SHARPEN_MM * share_per_mm * size
+    if fine > 0.3:
+        total += np.float32(taking.sharpen) * (total - np.asarray(cv2.GaussianBlur(total, (0, 0), fine), np.float32))
     beam = np.exp(-total)
     veil = np.float32(taking.scatter)
     beam = (beam + veil * _coarse_blur(beam, taking.scatter_mm * share_per_mm)) / (np.float32(1.0) + veil)
@@ -211,7 +238,7 @@ def _windowed(total: Image, taking: Taking, rng: np.random.Generator) -> NDArray
         _add_marker(shown, taking)
     if taking.field is not None:
         _collimate(shown, taking)
-    return np.clip(shown * 255.0 + 0.5, 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(shown * 255.0 + 0.5, 0, 255), np.uint8)
 
 
 def _add_marker(shown: Image, taking: Taking) -> None:
@@ -225,21 +252,23 @@ def _add_marker(shown: Image, taking: Taking) -> None:
         cv2.circle(drawn, (96, 96), 62, 60, -1, cv2.LINE_AA)
     cv2.putText(drawn, text, (96 - 32, 96 + 34), cv2.FONT_HERSHEY_DUPLEX, 3.2, 240, 11, cv2.LINE_AA)
     turn = cv2.getRotationMatrix2D((96, 96), degrees, 1.0)
-    drawn = cv2.resize(cv2.warpAffine(drawn, turn, (192, 192)), (side, side), interpolation=cv2.INTER_AREA)
+    letter = resized(np.asarray(cv2.warpAffine(drawn, turn, (192, 192)), np.float32), side, cv2.INTER_AREA)
     x, y = (int(np.clip(round(c * size) - side // 2, 0, size - side)) for c in place)
     patch = shown[y : y + side, x : x + side]
-    np.maximum(patch, drawn / np.float32(255.0), out=patch)
+    np.maximum(patch, letter / np.float32(255.0), out=patch)
 
 
 def _collimate(shown: Image, taking: Taking) -> None:
-    """Outside of the field nothing was exposed and the console shows black; its rim may stay bright."""
+    """Outside of the field nothing was exposed; its rim may stay bright."""
     assert taking.field is not None
     size = len(shown)
     corners = [np.round(taking.field * size * 16).astype(np.int32)]
     field = np.zeros(shown.shape, np.uint8)
     cv2.fillPoly(field, corners, 255, cv2.LINE_AA, 4)
     rim = max(size / 512, 0.5)
-    shown *= cv2.GaussianBlur(field, (0, 0), rim).astype(np.float32) / np.float32(255.0)
+    share = cv2.GaussianBlur(field, (0, 0), rim).astype(np.float32) / np.float32(255.0)
+    shown *= share
+    shown += np.float32(taking.outside) * (np.float32(1.0) - share)
     if taking.border:
         line = np.zeros(shown.shape, np.uint8)
         cv2.polylines(line, corners, True, 255, max(round(2 * rim), 1), cv2.LINE_AA, 4)

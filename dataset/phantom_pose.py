@@ -17,22 +17,25 @@ from dataset.phantom_shape import (
     LongForm,
     anatomy,
     curve,
+    profile,
     smooth_contour,
-    stations,
 )
 
 
 @dataclass(frozen=True)
 class Ranges:
-    """How much bodies and poses differ: (low, high) of a uniform draw, or the sigma of a normal one."""
+    """How much bodies and poses differ: (low, high) of a uniform draw, or the sigma of a normal one.
 
-    size: tuple[float, float] = (0.90, 1.08)
-    """Whole hand against the adult male of anatomy.csv."""
+    Chosen by eye and to bring areas and overlaps near reference/formats.md; no source gives them.
+    """
+
+    size: tuple[float, float] = (0.93, 1.09)
+    """Whole hand against the adult of anatomy.csv; women get 0.94 of it."""
     girth: tuple[float, float] = (0.92, 1.10)
     """Bone widths against their lengths."""
     flesh: tuple[float, float] = (0.92, 1.18)
     """Soft tissue against bones."""
-    cortex: tuple[float, float] = (0.65, 1.25)
+    cortex: tuple[float, float] = (0.65, 1.1)
     """Cortical thickness; low values are old age."""
     density: tuple[float, float] = (0.8, 1.15)
     """Mineral of shell and spongy bone."""
@@ -40,8 +43,8 @@ class Ranges:
     """Each bone's own length ratio."""
     width_sigma: float = 0.035
     """Each bone's own width ratio, and as much again as a smooth change along it."""
-    warp_mm: float = 0.5
-    """Smooth displacement of everything, sigma of each of its waves."""
+    warp: tuple[tuple[float, float], ...] = ((45.0, 0.15), (75.0, 0.4), (120.0, 0.8), (200.0, 1.4))
+    """Smooth displacement of everything: waves as (length, sigma of the amplitude), mm."""
     spread: tuple[float, float] = (0.1, 1.1)
     """Fingers together (0) to spread (1)."""
     finger_degrees: float = 2.0
@@ -50,7 +53,7 @@ class Ranges:
     """Flexion per joint, shared by the fingers; each adds up to half as much of its own."""
     roll_degrees: float = 5.0
     """Out-of-plane roll about the forearm's axis, sigma."""
-    turn_degrees: float = 4.0
+    turn_degrees: float = 6.0
     """In-plane rotation of all, sigma."""
     deviation_degrees: float = 4.0
     """Wrist deviation of a straight hand, sigma."""
@@ -62,12 +65,18 @@ RANGES = Ranges()
 
 SPLAY_DEGREES = np.array([[-40.0, -7.5, 0.0, 7.5, 13.5], [6.0, 0.0, 0.0, -2.0, -4.0], [-4.0, -5.0, -1.0, 3.0, 13.0]])
 """Per finger, thumb first, positive to the little finger: metacarpal's direction; proximal phalanx against it with
-fingers together; what full spread adds (the thumb's is against its metacarpal, with the sign of closing)."""
+fingers together; what full spread adds (the thumb's is against its metacarpal). Set by eye."""
 
 BASES_MM = np.array([[-27.5, -1.5], [-9.5, 0.8], [1.0, 0.0], [10.8, -0.2], [18.6, -2.0]])
-"""Bases of the metacarpals in the plate frame (anatomy.csv unrolled: its palm is cupped, a PA hand lies flat)."""
+"""Bases of the metacarpals in the plate frame: about anatomy.csv unrolled (its palm is cupped, a PA hand lies flat)."""
 
-JOINT_MM = (0.9, 0.5, 0.3)
+BASE_TO = 0.08
+"""Share of a long bone's axis that its base's surface takes up."""
+
+THUMB_HEIGHT_MM, PLATE_HEIGHT_MM = 6.0, -6.0
+"""Height (anatomy.csv's z, to the palm) of the thumb, and of the other fingers and the forearm."""
+
+JOINT_MM = (1.0, 1.0, 0.8)
 """Gap between bone ends along a finger from the knuckle on; concave bases add to what shows."""
 
 
@@ -100,6 +109,7 @@ class Body:
     stretch: dict[str, float]
     cortex: float
     waves: Floats
+    """(amplitude in mm or phase, axis, wave) of the warp."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +137,6 @@ def draw_body(rng: np.random.Generator) -> Body:
         own = 1.0 + bends[0] + bends[1] * np.cos(np.pi * PROFILE) + bends[2] * np.cos(2 * np.pi * PROFILE)
         girth[name] = general * np.clip(own, 0.85, 1.15)
         stretch[name] = float(np.clip(1.0 + rng.normal(0.0, RANGES.length_sigma), 0.91, 1.09))
-    waves = rng.normal(0.0, 1.0, (2, 4, 2)) * RANGES.warp_mm
     return Body(
         size=rng.uniform(*RANGES.size) * (1.0 if sex == "M" else 0.94),
         flesh=rng.uniform(*RANGES.flesh),
@@ -137,7 +146,12 @@ def draw_body(rng: np.random.Generator) -> Body:
         girth=girth,
         stretch=stretch,
         cortex=rng.uniform(*RANGES.cortex) * (1.0 - 0.3 * frail),
-        waves=waves,
+        waves=np.stack(
+            [
+                np.clip(rng.normal(0.0, 1.0, (2, len(RANGES.warp))), -2.0, 2.0) * [sigma for _, sigma in RANGES.warp],
+                rng.uniform(0.0, 2 * np.pi, (2, len(RANGES.warp))),
+            ]
+        ),
     )
 
 
@@ -154,27 +168,29 @@ def turned(points: Floats, degrees: float, about: Floats) -> Floats:
 
 
 def long_bone(name: str, form: LongForm, origin: Floats, degrees: float, tilt: float, body: Body) -> PosedBone:
-    """A long bone whose proximal end lies at `origin`, pointing to `degrees`, lifted off the plate by `tilt` degrees."""
-    measures = anatomy()[name]
+    """A long bone with its proximal end at `origin`, pointing to `degrees`, lifted off the plate by `tilt` degrees."""
+    width, depth, bow = profile(name)
     squeeze = np.cos(np.deg2rad(tilt))
-    length = measures.length * body.stretch[name] * body.size * squeeze
-    half = stations(measures.width) / 2 * curve(form.flare, PROFILE) * body.girth[name] * body.size
-    depth = stations(measures.depth) * body.girth[name] * body.size
-    # anatomy.csv's x points to the thumb, u to the little finger.
-    bow = -stations(measures.bow) * body.size
-    # A tilted end shows its depth: half of it times the sine is added at either end.
-    lift = np.abs(np.sin(np.deg2rad(tilt))) * depth[[0, -1]] / 2
+    length = anatomy()[name].length * body.stretch[name] * body.size * squeeze
+    half = width / 2 * curve(form.flare) * body.girth[name] * body.size
+    depth = depth * body.girth[name] * body.size
+    bow = -bow * body.size  # anatomy.csv's x points to the thumb, u to the little finger
+    # A tilted end shows its depth; less than half of it times the sine, as ends are rounded towards the viewer too.
+    lift = np.abs(np.sin(np.deg2rad(tilt))) * depth[[0, -1]] * 0.35
     base, head = np.array(form.base), np.array(form.head)
-    inner = (PROFILE > 0.08) & (PROFILE < form.head_from)
+    inner = np.abs(PROFILE - (form.head_from + BASE_TO) / 2) < (form.head_from - BASE_TO) / 2
     first, last = np.flatnonzero(inner)[[0, -1]]
     side = np.stack([half, PROFILE * length], axis=1)
     left = np.stack([bow - side[:, 0], side[:, 1]], axis=1)[inner]
     right = np.stack([bow + side[:, 0], side[:, 1]], axis=1)[inner]
     ends = [
         np.stack([bow[at] + cap[:, 0] * half[at], edge + sign * (cap[:, 1] * body.size + grow)], axis=1)
-        for at, cap, edge, sign, grow in ((first, base, 0.0, -1, lift[0] + form.shaft_mm), (last, head, length, 1, lift[1]))
+        for at, cap, edge, sign, grow in (
+            (first, base, 0.0, -1, lift[0] + form.shaft_mm),
+            (last, head, length, 1, lift[1]),
+        )
     ]
-    outline = smooth_contour(np.vstack([left, ends[1], right[::-1], ends[0][::-1]]), 160, 0.35)
+    outline = smooth_contour(np.vstack([left, ends[1], right[::-1], ends[0][::-1]]), 160, 0.5)
     axis = direction(degrees)
     across = np.array([axis[1], -axis[0]])
     return PosedBone(
@@ -183,10 +199,10 @@ def long_bone(name: str, form: LongForm, origin: Floats, degrees: float, tilt: f
         origin,
         axis,
         length,
-        half * curve(form.round, PROFILE),
+        half * curve(form.round),
         depth / max(squeeze, 0.7),
-        curve(form.cortex, PROFILE) * body.cortex * body.size,
-        curve(form.spongy, PROFILE),
+        np.minimum(curve(form.cortex) * body.cortex * body.size, 0.6 * half),
+        curve(form.spongy),
     )
 
 
@@ -196,7 +212,7 @@ def carpal(name: str, body: Body, rng: np.random.Generator) -> PosedBone:
     centre = points.mean(axis=0)
     grow = 1.03 * float(np.sqrt(body.girth[name].mean() * body.stretch[name]))
     shift = rng.normal(0.0, 0.35, 2)
-    outline = smooth_contour(turned(centre + (points - centre) * grow, rng.normal(0.0, 2.5), centre) + shift, 96, 0.8)
+    outline = smooth_contour(turned(centre + (points - centre) * grow, rng.normal(0.0, 2.5), centre) + shift, 96, 0.6)
     height = np.ptp(outline[:, 1])
     depth = float(np.median(anatomy()[name].depth)) * body.size * grow
     flat = np.ones_like(PROFILE)
@@ -246,7 +262,9 @@ def draw_extras(thumb: Floats, body: Body, rng: np.random.Generator) -> list[Pos
     return found
 
 
-def finger(index: int, body: Body, spread: float, bend: float, rng: np.random.Generator) -> tuple[list[PosedBone], Floats]:
+def finger(
+    index: int, body: Body, spread: float, bend: float, rng: np.random.Generator
+) -> tuple[list[PosedBone], Floats]:
     """The bones of one finger from its metacarpal on, and the joints (mm) that its flesh follows."""
     chain = FINGERS[index]
     degrees = SPLAY_DEGREES[0, index] + rng.normal(0.0, 6.0 if index == 0 else 1.0)
@@ -268,14 +286,25 @@ def finger(index: int, body: Body, spread: float, bend: float, rng: np.random.Ge
     return bones, np.array(joints)
 
 
+def height_mm(name: str) -> float:
+    """How far towards the palm a bone lies. Fingers lie flat on the plate, whatever the model's hand did, and a chain
+    has one height, so that a rolled hand keeps its joints."""
+    if name in FINGERS[0]:
+        return THUMB_HEIGHT_MM
+    if name in CARPALS:
+        measures = anatomy()[name]
+        return float(measures.proximal[2] + measures.distal[2]) / 2
+    return PLATE_HEIGHT_MM
+
+
 def warp(points: Floats, body: Body) -> Floats:
     """Smooth displacement field: neighbours move together, so joints stay joints while shapes differ."""
     moved = points.copy()
-    for number, wavelength in enumerate((34.0, 47.0, 71.0, 110.0)):
-        phase = body.waves[:, number] * 2.0
+    for number, (wavelength, _) in enumerate(RANGES.warp):
         for axis in (0, 1):
-            other = points[:, 1 - axis] + 0.4 * points[:, axis]
-            moved[:, axis] += body.waves[axis, number, 0] * np.sin(2 * np.pi * other / wavelength + phase[axis, 1] * 3.0)
+            amplitude, phase = body.waves[:, axis, number]
+            along = points[:, 1 - axis] + 0.4 * points[:, axis]
+            moved[:, axis] += amplitude * np.sin(2 * np.pi * along / wavelength + phase)
     return moved
 
 
@@ -291,7 +320,7 @@ def pose_hand(body: Body, bent: bool, rng: np.random.Generator) -> PosedHand:
     for name in CARPALS:
         bones[name] = carpal(name, body, rng)
     extras = draw_extras(chains[0], body, rng)
-    for name, end in (("Radius", (-9.5, -24.8)), ("Ulna", (19.0, -35.5))):
+    for name, end in (("Radius", (-9.0, -27.0)), ("Ulna", (17.5, -37.0))):
         measures = anatomy()[name]
         degrees = float(np.clip(rng.normal(0.0, 1.5), -3, 3)) + (2.5 if name == "Radius" else -1.5)
         origin = np.array(end) * body.size - direction(degrees) * measures.length * body.stretch[name] * body.size
@@ -299,16 +328,19 @@ def pose_hand(body: Body, bent: bool, rng: np.random.Generator) -> PosedHand:
     deviation = rng.normal(0.0, RANGES.deviation_degrees)
     if bent:
         deviation = rng.uniform(*RANGES.bent_degrees) * (1.0 if rng.random() < 0.6 else -0.67)
+    roll = np.deg2rad(rng.normal(0.0, RANGES.roll_degrees))
     wrist = np.array([4.0, -24.0]) * body.size
     turn = rng.normal(0.0, RANGES.turn_degrees)
-    forearm = np.array([[3.0, -30.0], [4.0, -70.0], [4.0, -190.0]]) * body.size
+    forearm = np.array([[3.0, -38.0], [2.0, -80.0], [1.0, -190.0]]) * body.size
 
     def placed(points: Floats, name: str) -> Floats:
         points = warp(points, body)
+        # Rolled about the forearm, bones nearer to the palm slide sideways over those behind them.
+        points = points * [np.cos(roll), 1.0] + [np.sin(roll) * height_mm(name) * body.size, 0.0]
         if name in ("Radius", "Ulna", "forearm"):
             return turned(points, turn - 0.4 * deviation, wrist)
         # The proximal row follows half of the way: the midcarpal joint bends too.
-        share = 0.1 if name in ("Scaphoid", "Lunate", "Triquetrum", "Pisiform") else 0.6
+        share = 0.27 if name in ("Scaphoid", "Lunate", "Triquetrum", "Pisiform") else 0.6
         return turned(points, turn + share * deviation, wrist)
 
     def placed_bone(bone: PosedBone) -> PosedBone:
@@ -330,7 +362,7 @@ def pose_hand(body: Body, bent: bool, rng: np.random.Generator) -> PosedHand:
     return PosedHand(
         {name: placed_bone(bone) for name, bone in bones.items()},
         [placed_bone(bone) for bone in extras],
-        [placed(joints, "finger") for joints in chains],
+        [placed(joints, chain[0]) for joints, chain in zip(chains, FINGERS, strict=True)],
         placed(forearm, "forearm"),
         body,
         turn,

@@ -48,8 +48,9 @@ class Frame:
         )
 
 
-def fit_frame(height: int, width: int, image_size: int, window: int) -> Frame:
-    """The frame of an image: long side resized to `image_size`, padded to at least `window` on each side."""
+def fit_frame(shape: tuple[int, ...], image_size: int, window: int) -> Frame:
+    """The frame of a (height, width) image: long side resized to `image_size`, padded to at least `window` each way."""
+    height, width = shape
     scale = image_size / max(height, width)
     fitted_h, fitted_w = max(1, round(height * scale)), max(1, round(width * scale))
     return Frame(height, width, fitted_h, fitted_w, max(fitted_h, window), max(fitted_w, window))
@@ -60,7 +61,8 @@ def fit_image(image: NDArray[np.uint8], frame: Frame) -> NDArray[np.uint8]:
     if (frame.fitted_height, frame.fitted_width) != image.shape:
         shrinks = frame.fitted_height < image.shape[0]
         size = (frame.fitted_width, frame.fitted_height)
-        image = cv2.resize(image, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)  # type: ignore[assignment]
+        method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+        image = np.asarray(cv2.resize(image, size, interpolation=method), dtype=np.uint8)
     if (frame.frame_height, frame.frame_width) == image.shape:
         return image
     out = np.zeros((frame.frame_height, frame.frame_width), np.uint8)
@@ -136,10 +138,9 @@ def warp_image(image: NDArray[np.uint8], plan: Plan) -> NDArray[np.uint8]:
     levels = (levels - 0.5) * plan.contrast + 0.5 + plan.brightness
     if plan.noise == 0:
         return np.asarray(cv2.LUT(out, np.clip(np.rint(levels * 255), 0, 255).astype(np.uint8)), dtype=np.uint8)
-    grey = cv2.LUT(out, (levels * 255).astype(np.float32))
-    # float32 normals in one call: the slowest part of a sample after decoding.
-    grey += np.random.default_rng(plan.noise_seed).standard_normal(out.shape, np.float32) * (plan.noise * 255)
-    return np.clip(np.rint(grey), 0, 255).astype(np.uint8)
+    grain = np.random.default_rng(plan.noise_seed).standard_normal(out.shape, np.float32)
+    grey = np.asarray(cv2.LUT(out, (levels * 255).astype(np.float32))) + grain * np.float32(plan.noise * 255)
+    return np.asarray(np.clip(np.rint(grey), 0, 255), dtype=np.uint8)
 
 
 def warp_bits(bits: NDArray[np.int32], plan: Plan, frame: Frame) -> NDArray[np.int32]:

@@ -11,7 +11,11 @@ LOG = Path("log")
 
 
 def start(argv: list[str], exp_name: str) -> str:
-    """Start `python argv...` in a session of its own, its output appended to log/<exp_name>.log; returns what to do next."""
+    """Start `python argv...` in a session of its own, its output appended to log/<exp_name>.log.
+
+    Returns:
+        How to follow and to stop it.
+    """
     LOG.mkdir(exist_ok=True)
     path = LOG / f"{exp_name}.log"
     with open(path, "a", encoding="utf-8") as log:
@@ -20,4 +24,7 @@ def start(argv: list[str], exp_name: str) -> str:
         process = subprocess.Popen(
             [sys.executable, "-u", *argv], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
         )
-    return f"running in the background\n  follow: tail -f {path}\n  stop:   kill {process.pid}  (saves; --resume continues)"
+    return (
+        f"running in the background\n  follow: tail -f {path}\n"
+        f"  stop:   kill {process.pid}  (it saves; --resume continues)"
+    )

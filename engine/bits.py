@@ -1,4 +1,4 @@
-"""Packed masks: bit k % 32 of word k // 32 is class k, so overlapping classes cost 4 bytes a pixel for up to 32 of them.
+"""Packed masks: bit k % 32 of word k // 32 is class k, so up to 32 overlapping classes cost 4 bytes a pixel.
 
 29 float masks of a 2048 x 2048 image are 487 MB, packed they are 16.8 MB. Words are int32, shape (words, H, W); bit 31
 is the sign bit.

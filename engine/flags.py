@@ -100,9 +100,9 @@ def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigProblem(f"{path} cannot be read ({error.strerror}): give the path of a saved config.json.") from None
+        raise ConfigProblem(f"{path} cannot be read ({error.strerror}): give a saved config.json.") from None
     except ValueError as error:
-        raise ConfigProblem(f"{path} is not JSON ({error}): give the path of a saved config.json.") from None
+        raise ConfigProblem(f"{path} is not JSON ({error}): give a saved config.json.") from None
 
 
 def _known_flags(commands: type) -> dict[str, tuple[str, Any]]:

@@ -55,7 +55,8 @@ def resolve(package: str, request: str) -> Name:
         if hits:
             stem = max(hits, key=len)
             return Name(package, stem, full[len(stem) + 1 :])
-    raise ConfigProblem(f"{request!r} is no {package} here: known are {', '.join(candidates)}{suggest(text, candidates)}")
+    near = suggest(f"{package}_{text.removeprefix(f'{package}_')}", candidates)
+    raise ConfigProblem(f"{request!r} is no {package} here: known are {', '.join(candidates)}{near}.")
 
 
 def all_names(package: str) -> list[str]:

@@ -23,7 +23,7 @@ def build_optimizer(parameters: Iterable[nn.Parameter], train: Train) -> torch.o
     ]
     if train.optimizer == "SGD":
         return torch.optim.SGD(groups, lr=train.lr, momentum=SGD_MOMENTUM, nesterov=True)
-    kind = {"AdamW": torch.optim.AdamW, "Adam": torch.optim.Adam}[train.optimizer]
+    kind = torch.optim.AdamW if train.optimizer == "AdamW" else torch.optim.Adam
     return kind(groups, lr=train.lr)
 
 

@@ -26,7 +26,7 @@ def predict_bits(
 
     The image is fitted to `image_size`; logits are interpolated back bilinearly, then thresholded.
     """
-    frame = fit_frame(*image.shape, image_size, predictor.window)
+    frame = fit_frame(image.shape, image_size, predictor.window)
     grey = torch.from_numpy(fit_image(image, frame)).to(device)[None, None].float() / 255
     target = Unfit(frame, n_classes, threshold)
     for band in predictor.bands(grey):

@@ -17,6 +17,8 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from engine.bits import n_words
+
 WORD_BITS = 32
 
 # What parse_runs takes for the last pixel of an image of unknown size; small enough that ten times it fits in int64.
@@ -97,7 +99,7 @@ def decode_bits(rles: Sequence[str], height: int, width: int) -> NDArray[np.int3
     Raises:
         ValueError: as `parse_runs`, and names the class by its index.
     """
-    words = np.zeros((_n_words(len(rles)), height * width), np.uint32)
+    words = np.zeros((n_words(len(rles)), height * width), np.uint32)
     for k, rle in enumerate(rles):
         try:
             runs = parse_runs(rle, height * width)
@@ -115,17 +117,12 @@ def flat_words(bits: NDArray[np.int32], n_classes: int) -> NDArray[np.uint32]:
     """
     if n_classes < 1:
         raise ValueError(f"n_classes is {n_classes}, but must be 1 or more.")
-    if bits.dtype != np.int32 or bits.ndim != 3 or len(bits) != _n_words(n_classes):
+    if bits.dtype != np.int32 or bits.ndim != 3 or len(bits) != n_words(n_classes):
         raise ValueError(
             f"bits is {bits.dtype} of shape {bits.shape}, but for {n_classes} classes it must be int32 of "
-            f"shape ({_n_words(n_classes)}, H, W)."
+            f"shape ({n_words(n_classes)}, H, W)."
         )
     return np.ascontiguousarray(bits).view(np.uint32).reshape(len(bits), bits.shape[1] * bits.shape[2])
-
-
-def _n_words(n_classes: int) -> int:
-    # engine.bits.n_words is the same, but imports torch, which this file does without.
-    return -(-n_classes // WORD_BITS)
 
 
 @njit(cache=True, nogil=True)

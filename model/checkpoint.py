@@ -123,7 +123,7 @@ def load_state(path: Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
-        raise FileProblem(f"{path} is a pickle that holds code, which is never run: give a file written here.") from None
+        raise FileProblem(f"{path} is a pickle of code, which is never run: give a file written here.") from None
     except (OSError, EOFError, RuntimeError, ValueError) as error:
         raise FileProblem(_why_unreadable(path, error)) from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
@@ -148,5 +148,5 @@ def _digest(weights: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name in sorted(weights):
         digest.update(f"{name} {weights[name].dtype} {tuple(weights[name].shape)}".encode())
-        digest.update(weights[name].contiguous().view(torch.uint8).numpy() if weights[name].numel() else b"")
+        digest.update(weights[name].contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

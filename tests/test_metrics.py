@@ -150,6 +150,22 @@ def test_table_to_csv(table: DiceTable, tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["per_class.csv"]
 
 
+def test_table_as_text(table: DiceTable) -> None:
+    assert table.text().splitlines() == [
+        "class     mean     std     min",
+        "Radius  0.6000  0.3559  0.1000",
+        "a, b    0.7000  0.2160  0.5000",
+    ]
+
+
+def test_median_image(table: DiceTable) -> None:
+    assert table.median_image() == "one.png"  # 0.35, 0.7, 0.9
+    table.add("four.png", np.array([0.8, 0.8]))
+    assert table.median_image() == "one.png"  # 0.35, 0.7, 0.8, 0.9
+    table.add("five.png", np.array([1.0, 1.0]))
+    assert table.median_image() == "four.png"
+
+
 @pytest.mark.parametrize(
     ("name", "dice", "sentence"),
     [
@@ -169,7 +185,14 @@ def test_table_refuses(table: DiceTable, name: str, dice: list[float], sentence:
 
 def test_empty_table_has_no_score(tmp_path: Path) -> None:
     table = DiceTable(["a"])
-    for ask in (table.per_class, table.mean, lambda: table.worst(1), lambda: table.to_csv(tmp_path / "x.csv")):
+    for ask in (
+        table.per_class,
+        table.mean,
+        table.text,
+        table.median_image,
+        lambda: table.worst(1),
+        lambda: table.to_csv(tmp_path / "x.csv"),
+    ):
         with pytest.raises(ValueError, match="No image was added, so there is no Dice"):
             ask()
     assert list(tmp_path.iterdir()) == []

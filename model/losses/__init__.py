@@ -1,7 +1,6 @@
 """Loss names -> a weighted sum of terms. `Combined_Focal_Dice` is parsed, no class exists for it.
 
-A term is a module of this package with `NAME` and `build(cfg) -> Term`; a Term maps logits (N, K, H, W) and target
-(N, K, H, W) bool to a scalar. Adding a loss is adding a file.
+A term is a file `term_<name>.py` of this package with `NAME` and `build(cfg) -> Term`. Adding a loss is adding a file.
 """
 
 from __future__ import annotations
@@ -17,10 +16,13 @@ from config import Config, ConfigProblem, loss_terms, suggest
 if TYPE_CHECKING:
     from torch import Tensor
 
-Term = Callable[["Tensor", "Tensor"], "Tensor"]
-"""Logits (N, K, H, W) float32 and target (N, K, H, W) bool -> scalar."""
+    from model.losses.by_class import Counts
 
-TERM_FILES = {path.stem: path for path in sorted(Path(__file__).parent.glob("[a-z]*.py"))}
+Term = Callable[["Tensor", "Tensor", "Counts"], "Tensor"]
+"""Logits and target (0 or 1) of one class, each (N, H, W) float32, and counts of the batch -> this class's share of the
+loss. The shares of all classes are added."""
+
+TERM_FILES = {path.stem.removeprefix("term_"): path for path in sorted(Path(__file__).parent.glob("term_*.py"))}
 
 
 def term_names() -> list[str]:
@@ -54,20 +56,9 @@ def canonical_name(name: str) -> str:
 
 def build_loss(cfg: Config) -> Callable[[Tensor, Tensor], Tensor]:
     """The configured loss: logits (N, K, H, W) and packed targets (N, words, H, W) int32 -> scalar float32."""
-    from engine.bits import unpack
+    from model.losses.by_class import sum_by_class
 
     names = loss_terms(canonical_name(cfg.loss.loss))
-    terms: list[Term] = [importlib.import_module(f"{__name__}.{n.casefold()}").build(cfg) for n in names]
+    terms: list[Term] = [importlib.import_module(f"{__name__}.term_{n.casefold()}").build(cfg) for n in names]
     weights = cfg.loss.loss_weights or (1.0,) * len(terms)
-    n_classes = len(cfg.data.classes)
-
-    def loss(logits: Tensor, bits: Tensor) -> Tensor:
-        # Half precision overflows in sums: Radius alone has 75 128 pixels. Terms see float32.
-        logits, target = logits.float(), unpack(bits, n_classes)
-        parts = [w * term(logits, target) for w, term in zip(weights, terms, strict=True)]
-        total = parts[0]
-        for part in parts[1:]:
-            total = total + part
-        return total
-
-    return loss
+    return lambda logits, bits: sum_by_class(logits, bits, terms, weights)

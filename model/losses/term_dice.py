@@ -6,6 +6,7 @@ from torch import Tensor
 
 from config import Config
 from model.losses import Term
+from model.losses.by_class import Counts
 
 NAME = "Dice"
 
@@ -14,19 +15,17 @@ SMOOTH = 1.0
 
 
 def build(cfg: Config) -> Term:
-    """1 - Dice per class, over all pixels of the batch, mean over the classes that occur in the batch.
+    """1 - Dice per class, over all pixels of the batch; mean over the classes that occur in the batch.
 
     A class that is absent from the batch is left out of the mean: its Dice would be 0 whatever the network says and
     dilute the others. Its false positives are for the pixel-wise term, and for batches where it occurs.
     """
 
-    def dice(logits: Tensor, target: Tensor) -> Tensor:
+    def dice(logits: Tensor, target: Tensor, counts: Counts) -> Tensor:
+        if counts.pixels == 0:
+            return 0 * logits.sum()
         probs = logits.sigmoid()
-        axes = (0, 2, 3)
-        size = target.sum(axes).to(probs.dtype)
-        overlap = (probs * target).sum(axes)
-        loss = 1 - (2 * overlap + SMOOTH) / (probs.sum(axes) + size + SMOOTH)
-        present = (size > 0).to(probs.dtype)
-        return (loss * present).sum() / present.sum().clamp(min=1)
+        overlap = (probs * target).sum()
+        return (1 - (2 * overlap + SMOOTH) / (probs.sum() + counts.pixels + SMOOTH)) / counts.present
 
     return dice
