@@ -64,7 +64,7 @@ class Subject:
 def write_phantom_set(
     root: Path, *, train_subjects: int, test_subjects: int, size: int, seed: int, workers: int = 0
 ) -> None:
-    """Write a set of phantoms to `root` as the competition's tree (reference/formats.md), whole or not at all.
+    """Write a set of phantoms to `root` as the competition's tree (docs/data.md), whole or not at all.
 
     Args:
         root: must not exist; its parent is made.

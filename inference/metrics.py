@@ -151,13 +151,13 @@ class DiceTable:
         write_text(path, text.getvalue())
 
     def text(self) -> str:
-        """The table for people: mean, spread over images and worst image of each class, in columns.
+        """The table for people: mean, standard deviation and least Dice of each class over the images.
 
         Raises:
             ValueError: the table is empty.
         """
         table = self._table()
-        width = max(map(len, self.classes))
+        width = max(map(len, ("class", *self.classes)))
         lines = [f"{'class':<{width}}    mean     std     min"]
         lines += [
             f"{label:<{width}}  {column.mean():.4f}  {column.std():.4f}  {column.min():.4f}"

@@ -5,7 +5,6 @@ The variant is the encoder; only encoders that can be dilated work, which the li
 
 from __future__ import annotations
 
-import segmentation_models_pytorch as smp
 from torch import nn
 
 from config import Config
@@ -25,4 +24,4 @@ def accepts(variant: str) -> bool:
 
 def build(variant: str, cfg: Config) -> tuple[nn.Module, int]:
     """The bare network and its stride."""
-    return build_smp(smp.DeepLabV3Plus, variant or DEFAULT, cfg)
+    return build_smp("DeepLabV3Plus", variant or DEFAULT, cfg)

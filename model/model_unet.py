@@ -6,7 +6,6 @@ encoder's name; the table lists the usual ones, every other known encoder works 
 
 from __future__ import annotations
 
-import segmentation_models_pytorch as smp
 from torch import nn
 
 from config import Config
@@ -26,4 +25,4 @@ def accepts(variant: str) -> bool:
 
 def build(variant: str, cfg: Config) -> tuple[nn.Module, int]:
     """The bare network and its stride."""
-    return build_smp(smp.Unet, variant or DEFAULT, cfg)
+    return build_smp("Unet", variant or DEFAULT, cfg)

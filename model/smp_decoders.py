@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
-import segmentation_models_pytorch as smp
 from torch import nn
 
 from config import Config, ConfigProblem
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", FutureWarning)  # the library's use of torch.jit, which users can't mend
+    import segmentation_models_pytorch as smp
 
 STRIDE = 32
 
@@ -21,15 +25,16 @@ def knows_encoder(name: str) -> bool:
     return name.startswith("tu-") and name.removeprefix("tu-") in timm.list_models()
 
 
-def build_smp(decoder: Any, encoder: str, cfg: Config) -> tuple[nn.Module, int]:
-    """`decoder` (a model class of the library) on `encoder`; its one-channel stem sums pretrained RGB filters.
+def build_smp(decoder: str, encoder: str, cfg: Config) -> tuple[nn.Module, int]:
+    """`decoder` (the library's class name) on `encoder`; its one-channel stem sums pretrained RGB filters.
 
     Raises:
         ConfigProblem: pretrained weights that can't be downloaded; names the flag that goes without.
     """
     weights = "imagenet" if cfg.model.pretrained else None
     try:
-        net = decoder(encoder_name=encoder, encoder_weights=weights, in_channels=1, classes=len(cfg.data.classes))
+        kind: Any = getattr(smp, decoder)
+        net = kind(encoder_name=encoder, encoder_weights=weights, in_channels=1, classes=len(cfg.data.classes))
     except Exception as error:
         if weights is None:
             raise

@@ -1,0 +1,17 @@
+"""What several test files share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def phantom_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny data set: 6 training and 2 test subjects, two hands each, 128 px. Read it, don't change it."""
+    from dataset.phantom import write_phantom_set
+
+    root = tmp_path_factory.mktemp("phantom") / "set"
+    write_phantom_set(root, train_subjects=6, test_subjects=2, size=128, seed=3)
+    return root

@@ -1,0 +1,317 @@
+"""config.py: fields, types, limits, rules between fields, presets and the saved record."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import config
+from config import Config, ConfigProblem
+
+FIELDS = sorted(config.SECTION_OF)
+FEW = settings(derandomize=True, max_examples=60, deadline=None)
+
+
+def field_docstrings() -> dict[str, str]:
+    """Field -> the string under it in config.py, which is its help."""
+    found = {}
+    for node in ast.parse(Path(config.__file__).read_text("utf-8")).body:
+        if not isinstance(node, ast.ClassDef) or node.name.casefold() not in config.SECTIONS:
+            continue
+        for entry, after in zip(node.body, [*node.body[1:], None], strict=True):
+            if isinstance(entry, ast.AnnAssign) and isinstance(after, ast.Expr):
+                assert isinstance(entry.target, ast.Name)
+                found[entry.target.id] = ast.literal_eval(after.value)
+    return found
+
+
+def another_value(name: str) -> Any:
+    """A legal value of field `name` that is not its default."""
+    kind, default = config.TYPE_OF[name], config.get(Config(), name)
+    if get_origin(kind) is Literal:
+        return next(choice for choice in get_args(kind) if choice != default)
+    if get_origin(kind) is tuple:
+        return (*default, get_args(kind)[0](7))
+    if kind is bool:
+        return not default
+    return kind(1 + default) if kind in (int, float) else f"{default}2"
+
+
+def test_field_names_are_unique_over_all_sections() -> None:
+    assert len(config.SECTION_OF) == sum(len(dataclasses.fields(kind)) for kind in config.SECTIONS.values())
+
+
+def test_sections_cannot_be_changed_in_place() -> None:
+    for section in (Config(), *(getattr(Config(), name) for name in config.SECTIONS)):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            section.anything = 1
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_every_field_has_help(name: str) -> None:
+    assert len(field_docstrings()[name]) >= 15
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_every_number_has_limits_and_the_default_obeys_them(name: str) -> None:
+    if config.TYPE_OF[name] in (int, float) and name != "fold":  # fold has a rule of its own
+        low, high = config.LIMITS[name]
+        assert low <= config.get(Config(), name) <= high
+
+
+def test_limits_name_fields_only() -> None:
+    assert set(config.LIMITS) <= set(config.SECTION_OF)
+
+
+def test_the_defaults_are_fit_to_run() -> None:
+    config.check(Config())
+
+
+@pytest.mark.parametrize("preset", config.PRESETS)
+def test_every_preset_passes_the_checks_and_changes_something(preset: str) -> None:
+    cfg = config.replace(Config(), config.PRESETS[preset])
+    config.check(cfg)
+    assert cfg != Config()
+    assert preset == preset.casefold()
+
+
+def test_demo_and_smoke_presets_exist_and_need_no_data() -> None:
+    for preset in ("demo", "smoke"):
+        cfg = config.replace(Config(), config.PRESETS[preset])
+        assert cfg.phantom.phantom
+        assert not cfg.model.pretrained
+
+
+# --- the saved record
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_every_field_survives_record_and_json(name: str) -> None:
+    cfg = config.replace(Config(), {name: another_value(name)})
+    assert cfg != Config()
+    record = config.to_record(cfg)
+    for saved in (record, json.loads(json.dumps(record))):
+        back, names = config.from_record(saved, "saved.json")
+        assert back == cfg
+        assert back.hash() == cfg.hash()
+        assert names == set(FIELDS)
+        assert [type(config.get(back, f)) for f in FIELDS] == [type(config.get(cfg, f)) for f in FIELDS]
+
+
+@FEW
+@given(st.floats(1e-9, 10), st.integers(0, 2**63 - 1), st.lists(st.text(max_size=5), max_size=4), st.text(max_size=9))
+def test_awkward_values_survive_json(lr: float, seed: int, exclude: list[str], exp_name: str) -> None:
+    cfg = config.replace(Config(), {"lr": lr, "seed": seed, "exclude": exclude, "exp_name": exp_name})
+    assert config.from_record(json.loads(json.dumps(config.to_record(cfg))), "x")[0] == cfg
+
+
+def test_the_hash_follows_every_field() -> None:
+    hashes = {config.replace(Config(), {name: another_value(name)}).hash() for name in FIELDS}
+    assert len(hashes | {Config().hash()}) == len(FIELDS) + 1
+
+
+def test_a_record_may_be_flat_or_partial_and_keeps_the_rest_of_its_base() -> None:
+    base = config.replace(Config(), {"epoch": 7, "stride": 100})
+    flat, names = config.from_record({"stride": 64}, "x", base)
+    nested, _ = config.from_record({"window": {"stride": 64}}, "x", base)
+    assert flat == nested == config.replace(base, {"stride": 64})
+    assert names == {"stride"}
+
+
+@pytest.mark.parametrize(
+    ("record", "near"),
+    [
+        ({"window": {"strid": 3}}, "stride"),
+        ({"windw": {"stride": 3}}, "window"),
+        ({"Batch_Sise": 3}, "batch_size"),
+    ],
+)
+def test_unknown_keys_are_errors_with_a_suggestion(record: dict[str, Any], near: str) -> None:
+    with pytest.raises(ConfigProblem, match=rf"^saved\.json: .*unknown .*did you mean .*{near}") as problem:
+        config.from_record(record, "saved.json")
+    assert "\n" not in str(problem.value)
+
+
+@pytest.mark.parametrize("record", [[], "text", None, 3, {"train": 5}, {"train": None}, {"nonsense-key": 1}])
+def test_what_is_no_record_is_an_error_that_names_the_file(record: Any) -> None:
+    with pytest.raises(ConfigProblem, match=r"^saved\.json: "):
+        config.from_record(record, "saved.json")
+
+
+def test_all_bad_keys_and_types_of_a_file_are_reported_at_once() -> None:
+    record = {"strde": 1, "train": {"lr": "fast", "epoc": 3}, "run": {"resume": 1}}
+    with pytest.raises(ConfigProblem) as problem:
+        config.from_record(record, "saved.json")
+    for part in ("'strde' (did you mean stride?)", "lr: 'fast'", "'epoc' (did you mean epoch", "resume: 1"):
+        assert part in str(problem.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("epoch", 2.5),
+        ("epoch", True),
+        ("epoch", "3"),
+        ("epoch", None),
+        ("lr", True),
+        ("lr", "1e-3"),
+        ("resume", 1),
+        ("resume", "true"),
+        ("exp_name", 3),
+        ("classes", "abc"),
+        ("classes", [1, 2]),
+        ("loss_weights", ["1"]),
+        ("optimizer", "Adan"),
+        ("optimizer", 3),
+    ],
+)
+def test_values_of_another_type_are_refused(name: str, value: Any) -> None:
+    with pytest.raises(ConfigProblem, match=f"{name}: .*{value!r}".replace("[", r"\[").replace("]", r"\]")):
+        config.replace(Config(), {name: value})
+
+
+def test_near_values_are_suggested() -> None:
+    with pytest.raises(ConfigProblem, match=r"none of AdamW, Adam, SGD \(did you mean Adam"):
+        config.replace(Config(), {"optimizer": "adamm"})
+
+
+def test_whole_numbers_and_lists_become_floats_and_tuples() -> None:
+    cfg = config.replace(Config(), {"lr": 1, "loss_weights": [1, 2], "classes": ["a", "b"]})
+    assert (cfg.train.lr, cfg.loss.loss_weights, cfg.data.classes) == (1.0, (1.0, 2.0), ("a", "b"))
+    assert all(isinstance(w, float) for w in (cfg.train.lr, *cfg.loss.loss_weights))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("scheduler", "cosine", "CosineAnnealingLR"),
+        ("scheduler", "Cosine", "CosineAnnealingLR"),
+        ("scheduler", "cosineannealinglr", "CosineAnnealingLR"),
+        ("scheduler", "none", "None"),
+        ("optimizer", "ADAMW", "AdamW"),
+        ("optimizer", "sgd", "SGD"),
+        ("device", "CPU", "cpu"),
+        ("save_masks", "Packed", "packed"),
+    ],
+)
+def test_closed_sets_lose_their_case(name: str, text: str, value: str) -> None:
+    assert config.get(config.replace(Config(), {name: text}), name) == value
+
+
+def test_replace_leaves_the_original_alone() -> None:
+    before = Config()
+    assert config.replace(before, {"stride": 5}) is not before
+    assert before == Config()
+
+
+# --- rules
+
+
+@pytest.mark.parametrize("name", sorted(config.LIMITS))
+def test_a_value_outside_its_limits_is_named_with_both(name: str) -> None:
+    low, high = config.LIMITS[name]
+    for value in (low - 1, high * 2 + 1):
+        wrong = config.replace(Config(), {name: config.TYPE_OF[name](value)})
+        with pytest.raises(ConfigProblem, match=f"(?m)^{name} is .*between {low:g} and .*") as problem:
+            config.check(wrong)
+        assert f"{high:g}" in str(problem.value)
+
+
+@pytest.mark.parametrize("name", sorted(n for n in config.LIMITS if config.TYPE_OF[n] is float))
+def test_nan_and_infinity_are_no_numbers_to_run_with(name: str) -> None:
+    for value in (math.nan, math.inf):
+        with pytest.raises(ConfigProblem, match=f"(?m)^{name} is {value}"):
+            config.check(config.replace(Config(), {name: value}))
+
+
+RULES: list[tuple[dict[str, Any], tuple[str, ...]]] = [
+    ({"exp_name": ""}, ("exp_name",)),
+    ({"exp_name": ".."}, ("exp_name", "'..'")),
+    ({"exp_name": "a/b"}, ("exp_name", "'a/b'")),
+    ({"exp_name": "a\\b"}, ("exp_name",)),
+    ({"resume": True, "overwrite": True}, ("resume", "overwrite")),
+    ({"fold": 5}, ("fold is 5", "n_folds 5", "0 to 4")),
+    ({"fold": -1}, ("fold is -1",)),
+    ({"n_folds": 3, "fold": 3}, ("fold is 3", "n_folds 3")),
+    ({"classes": []}, ("classes",)),
+    ({"classes": ["a", "b", "a"]}, ("classes", "twice")),
+    ({"stride": 1025}, ("stride 1025", "window_size 1024", "--stride", "--window_size")),
+    ({"image_size": 512}, ("window_size 1024", "image_size 512", "--window_size", "--image_size")),
+    ({"loss_weights": [1.0]}, ("loss_weights has 1", "Combined_Focal_Dice has 2 terms", "Focal, Dice")),
+    ({"loss": "bce_dice", "loss_weights": [1.0, 2.0, 3.0]}, ("loss_weights has 3", "has 2 terms")),
+    ({"loss": "BCE", "loss_weights": [1.0, 2.0]}, ("loss_weights has 2", "has 1 terms")),
+    ({"loss_weights": [-1.0, 2.0]}, ("loss_weights", "negative")),
+    ({"loss_weights": [0.0, 0.0]}, ("loss_weights", "all 0")),
+    ({"loss_weights": [math.nan, 1.0]}, ("loss_weights", "nan")),
+    ({"loss_weights": [math.inf, 1.0]}, ("loss_weights", "inf")),
+    ({"loss": "Combined"}, ("loss", "'Combined'", "Combined_Focal_Dice")),
+    ({"loss": ""}, ("loss", "''")),
+    ({"epoch": 2, "warmup_epochs": 3.0}, ("warmup_epochs 3", "epoch 2", "--warmup_epochs")),
+    ({"lr": 1e-7}, ("min_lr 1e-06", "warmup_min_lr 1e-06", "lr 1e-07")),
+    ({"min_lr": 1e-3}, ("min_lr 0.001", "lr 0.0001")),
+]
+
+
+@pytest.mark.parametrize(("values", "said"), RULES)
+def test_a_broken_rule_names_field_value_and_remedy(values: dict[str, Any], said: tuple[str, ...]) -> None:
+    with pytest.raises(ConfigProblem) as problem:
+        config.check(config.replace(Config(), values))
+    for part in said:
+        assert part in str(problem.value)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"stride": 1024},
+        {"window_size": 2048},
+        {"exp_name": "My_First-Exp.2"},
+        {"exp_name": "手のひら"},
+        {"fold": 4},
+        {"loss": "BCE", "loss_weights": [2.0]},
+        {"loss_weights": [0.0, 1.0]},
+        {"epoch": 1, "warmup_epochs": 1.0},
+        {"lr": 1e-6},
+        {"warmup_epochs": 0.0, "weight_decay": 0.0, "grad_clip": 0.0, "workers": 0},
+    ],
+)
+def test_the_edge_of_a_rule_is_allowed(values: dict[str, Any]) -> None:
+    config.check(config.replace(Config(), values))
+
+
+def test_all_broken_rules_come_in_one_message_a_line_each() -> None:
+    wrong = {"stride": 4096, "fold": 9, "epoch": 0, "lr": 100.0, "exp_name": "a/b", "resume": True, "overwrite": True}
+    with pytest.raises(ConfigProblem) as problem:
+        config.check(config.replace(Config(), wrong))
+    lines = str(problem.value).splitlines()
+    assert len(lines) == 7  # epoch 0 also breaks the warm-up's rule; resume and overwrite break one together
+    for start in ("stride", "fold", "epoch", "lr", "exp_name", "resume and overwrite", "warmup_epochs"):
+        assert sum(line.startswith(f"{start} ") for line in lines) == 1, start
+    assert all(line.endswith(".") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("name", "terms"),
+    [
+        ("BCE", ["BCE"]),
+        ("bce_dice", ["bce", "dice"]),
+        ("Combined_Focal_Dice", ["Focal", "Dice"]),
+        ("COMBINED_BCE", ["BCE"]),
+    ],
+)
+def test_terms_of_a_loss_name(name: str, terms: list[str]) -> None:
+    assert config.loss_terms(name) == terms
+
+
+def test_the_hand_has_29_bones_with_names_of_their_own() -> None:
+    assert len(set(config.HAND_BONES)) == 29
+    assert config.HAND_BONES[0] == "finger-1"
+    assert config.HAND_BONES[-2:] == ("Radius", "Ulna")
