@@ -31,7 +31,7 @@ FLESH_PIXELS = 512
 SHARPEN_MM = 0.7
 
 FRAME_MM = 274.0
-"""Side of the picture at the plate, so that bone areas come near the competition's (reference/formats.md)."""
+"""Side of the picture at the plate, so that bone areas come near the competition's (docs/data.md)."""
 
 PIXELS_OF_NOISE = 512
 """Size at which Taking.noise is meant: a larger picture has fewer quanta per pixel."""

@@ -26,7 +26,7 @@ from dataset.phantom_shape import (
 class Ranges:
     """How much bodies and poses differ: (low, high) of a uniform draw, or the sigma of a normal one.
 
-    Chosen by eye and to bring areas and overlaps near reference/formats.md; no source gives them.
+    Chosen by eye and to bring areas and overlaps near docs/data.md; no source gives them.
     """
 
     size: tuple[float, float] = (0.93, 1.09)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,17 +74,31 @@ def validate(predictor: Predictor, records: Sequence[Record], cfg: Config, devic
 def infer(
     predictor: Predictor, records: Sequence[Record], cfg: Config, device: str, folder: Path
 ) -> DiceTable | None:
-    """Write submission.csv, and what `save_masks` and `save_overlay` ask for, into `folder`, which must not exist.
+    """Write submission.csv, and what `save_masks` and `save_overlay` ask for, as a new folder, whole or not at all.
 
     Returns:
         Dice of the records where all have labels, else None.
 
     Raises:
-        FileProblem: the folder exists, two images share a name, an image can't be read, the disk is full. Then the
-            CSV is not there at all; masks and overlays of the images before may be.
+        FileProblem: the folder exists and is not empty, two images share a name, an image can't be read, the disk is
+            full. Then nothing is left behind.
     """
-    if (folder / CSV_NAME).exists():
-        raise FileProblem(f"{folder / CSV_NAME} exists and is never overwritten: choose another --output.")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileProblem(f"{folder} exists and is never overwritten: move it away or choose another --output.")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".part"))
+    try:
+        table = _write_results(predictor, records, cfg, device, partial)
+        partial.chmod(0o755)  # mkdtemp makes it private, but teams share servers
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return table
+
+
+def _write_results(
+    predictor: Predictor, records: Sequence[Record], cfg: Config, device: str, folder: Path
+) -> DiceTable | None:
     classes, chosen = cfg.data.classes, cfg.inference
     table = DiceTable(classes) if all(record.label for record in records) else None
     with SubmissionWriter(folder / CSV_NAME, [record.name for record in records], classes) as writer:
