@@ -11,6 +11,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -229,16 +230,56 @@ TYPE_OF: dict[str, Any] = {
 }
 """Field name -> its type, without the flag's other spellings."""
 
+LIGHT: dict[str, Any] = {
+    "model_file": "model.model_simple_unet_quarter",
+    "loss": "Combined_BCE_Dice",
+    "batch_size": 8,
+    "windows_per_image": 1,
+    "warmup_epochs": 0.5,
+    "workers": 0,
+    "rotate": 15.0,
+    "scale": 0.15,
+    "brightness": 0.15,
+    "contrast": 0.3,
+    "gamma": 0.8,
+    "noise": 0.05,
+}
+"""What trains in minutes on two CPU cores. Loading in the training process: a worker would take a core from it. Strong
+changes of grey values, for radiographs of other machines."""
+
 PRESETS: dict[str, dict[str, Any]] = {
     "demo": {
         "exp_name": "demo",
         "phantom": True,
         "data_root": "data/phantom_demo",
+        "phantom_train": 200,
+        "phantom_test": 20,
+        "n_folds": 10,
+        **LIGHT,
+        "image_size": 320,
+        "window_size": 256,
+        "stride": 64,
+        "base_channels": 32,
+        "lr": 4e-3,
+        "epoch": 14,
+        "val_interval": 2,
     },
     "smoke": {
         "exp_name": "smoke",
         "phantom": True,
         "data_root": "data/phantom_smoke",
+        "phantom_train": 40,
+        "phantom_test": 4,
+        "phantom_size": 256,
+        "n_folds": 10,
+        **LIGHT,
+        "image_size": 160,
+        "window_size": 128,
+        "stride": 32,
+        "base_channels": 16,
+        "lr": 4e-3,
+        "epoch": 36,
+        "val_interval": 12,
     },
 }
 """Preset name -> the fields that differ from the defaults."""
@@ -374,20 +415,23 @@ def from_record(record: Any, where: str, base: Config | None = None) -> tuple[Co
     if not isinstance(record, dict):
         raise ConfigProblem(f"{where}: expected a JSON object of settings, found {type(record).__name__}.")
     flat: dict[str, Any] = {}
-    unknown: list[str] = []
+    problems: list[str] = []
     for key, value in record.items():
         if key in SECTIONS and isinstance(value, dict):
             flat |= value
         elif key in SECTION_OF:
             flat[key] = value
+        elif key in SECTIONS:
+            problems.append(f"{key}: {value!r} is no JSON object of settings")
         else:
-            unknown.append(f"unknown key {key!r}{suggest(key, [*SECTIONS, *SECTION_OF])}")
+            problems.append(f"unknown key {key!r}{suggest(key, [*SECTIONS, *SECTION_OF])}")
     try:
-        if unknown:
-            raise ConfigProblem("; ".join(unknown) + ".")
-        return replace(base or Config(), flat), set(flat)
+        cfg = replace(base or Config(), flat)
     except ConfigProblem as error:
-        raise ConfigProblem(f"{where}: {error}") from None
+        problems.append(str(error).removesuffix("."))
+    if problems:
+        raise ConfigProblem(f"{where}: {'; '.join(problems)}.")
+    return cfg, set(flat)
 
 
 def loss_terms(name: str) -> list[str]:
@@ -431,14 +475,15 @@ def check(cfg: Config) -> None:
             f"window_size {window.window_size} is larger than image_size {window.image_size}: lower --window_size or "
             f"raise --image_size.",
         ),
+        (not all(terms) or not terms, f"loss {loss.loss!r} names no term: combine terms as in Combined_Focal_Dice."),
         (
             bool(loss.loss_weights) and len(loss.loss_weights) != len(terms),
             f"loss_weights has {len(loss.loss_weights)} values, but {loss.loss} has {len(terms)} terms "
             f"({', '.join(terms)}): give one weight for each.",
         ),
         (
-            any(w < 0 for w in loss.loss_weights) or (bool(loss.loss_weights) and sum(loss.loss_weights) == 0),
-            f"loss_weights {loss.loss_weights} must not be negative nor all 0.",
+            bool(loss.loss_weights) and not (min(loss.loss_weights) >= 0 and 0 < sum(loss.loss_weights) < math.inf),
+            f"loss_weights {loss.loss_weights} must be finite numbers, not negative and not all 0.",
         ),
         (
             train.warmup_epochs > train.epoch,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
@@ -13,7 +14,7 @@ import config
 from config import Config, ConfigProblem
 from engine import background, flags
 from engine.files import FileProblem, write_json
-from engine.names import all_names, resolve
+from engine.names import all_names, check_variant, resolve
 
 if TYPE_CHECKING:
     from inference.metrics import DiceTable
@@ -50,21 +51,23 @@ def main(argv: list[str]) -> int:
     parsed, commands = flags.parse(argv, Commands, DESCRIPTION)
     try:
         if listing := _listing(commands):
-            print("\n".join(listing))
+            print("\n".join(listing), flush=True)
             return 0
         if parsed.cfg.run.resume:
+            if parsed.cfg.run.overwrite:
+                config.check(parsed.cfg)  # says that they contradict each other
             parsed = _resumed(argv, parsed)
         config.check(parsed.cfg)
         parsed = flags.Parsed(_named(parsed.cfg), parsed.sources, commands)
         if commands.print_config:
-            print(flags.describe(parsed))
+            print(flags.describe(parsed), flush=True)
             return 0
         if commands.dry_run:
             return _dry_run(parsed.cfg)
         if commands.bg:
             _check_folder(parsed.cfg)
-            rest = [token for token in argv if token.casefold().replace("-", "_") != "__bg"]
-            print(background.start([os.path.abspath(__file__), *rest], parsed.cfg.run.exp_name))
+            # The last flag wins, however --bg was spelt: a child that still saw it would start another, for ever.
+            print(background.start([os.path.abspath(__file__), *argv, "--no_bg"], parsed.cfg.run.exp_name))
             return 0
         return _run(parsed.cfg)
     except ConfigProblem as error:
@@ -72,6 +75,17 @@ def main(argv: list[str]) -> int:
     except FileProblem as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except BrokenPipeError:  # `| head` has read enough; what is left in the buffer must not be flushed at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"error: {error.filename}: {error.strerror}.", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
 
 
 def _listing(commands: Commands) -> list[str]:
@@ -115,9 +129,10 @@ def _resumed(argv: list[str], parsed: flags.Parsed[Commands]) -> flags.Parsed[Co
         if config.get(resumed.cfg, name) == config.get(saved, name):
             continue
         print(f"resuming with {name} {config.get(resumed.cfg, name)!r} instead of {config.get(saved, name)!r}")
-    return flags.Parsed(
-        config.replace(resumed.cfg, {"overwrite": False}), dict.fromkeys(names, "last.pt") | resumed.sources
-    )
+    # Where it was found and not where it was written: a copied or renamed experiment must not continue its original.
+    here = {name: config.get(parsed.cfg, name) for name in ("exp_name", "output_dir", "overwrite")}
+    sources = dict.fromkeys(names, "last.pt") | {name: parsed.sources.get(name, "default") for name in here}
+    return flags.Parsed(config.replace(resumed.cfg, here), sources | resumed.sources)
 
 
 def _check_folder(cfg: Config) -> None:
@@ -129,15 +144,36 @@ def _check_folder(cfg: Config) -> None:
         raise ConfigProblem(
             f"{folder} exists: give --resume to continue it, --overwrite to replace it, or another --exp_name."
         )
-    if not (folder / "config.json").exists() and any(folder.iterdir()):
-        raise ConfigProblem(f"{folder} is no experiment (it has no config.json), so --overwrite does not delete it.")
+    if not _is_experiment(folder):
+        raise ConfigProblem(f"{folder} is no experiment (no config.json of one in it), so --overwrite leaves it alone.")
 
 
-def _prepare_data(cfg: Config) -> None:
-    """Draw the phantom set where the settings ask for one and it does not lie there already."""
+def _is_experiment(folder: Path) -> bool:
+    """Whether --overwrite may delete it: a folder of ours, or an empty one. Others have a config.json as well."""
+    if folder.is_symlink() or not folder.is_dir():
+        return False
+    try:
+        record = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return not any(folder.iterdir())
+    except ValueError:
+        return False
+    return isinstance(record, dict) and isinstance(record.get("run"), dict) and "exp_name" in record["run"]
+
+
+PARTS = {"train", "test", "meta_data.xlsx", "phantom.json"}
+"""All that a phantom set holds."""
+
+
+def _missing_phantoms(cfg: Config) -> dict[str, int]:
+    """What to draw at data_root: nothing where no phantoms are asked for, or just these lie there already.
+
+    Raises:
+        FileProblem: data_root holds something else that --overwrite does not cover.
+    """
     if not cfg.phantom.phantom:
-        return
-    from dataset.phantom import phantom_matches, write_phantom_set
+        return {}
+    from dataset.phantom import RECORD, phantom_matches
 
     root, chosen = Path(cfg.data.data_root), cfg.phantom
     wanted = {
@@ -147,28 +183,39 @@ def _prepare_data(cfg: Config) -> None:
         "seed": chosen.phantom_seed,
     }
     if phantom_matches(root, **wanted):
+        return {}
+    # --overwrite covers what we have drawn with other settings, as long as nothing else lies there.
+    ours = (root / RECORD).exists() and {path.name for path in root.iterdir()} <= PARTS
+    if root.exists() and not (ours and cfg.run.overwrite):
+        remedy = "give --overwrite to draw them anew, or another --data_root" if ours else "give another --data_root"
+        raise FileProblem(f"{root} exists and does not hold the phantoms asked for: {remedy}.")
+    return wanted
+
+
+def _prepare_data(cfg: Config) -> None:
+    """Draw the phantom set where the settings ask for one and it does not lie there already."""
+    wanted, root = _missing_phantoms(cfg), Path(cfg.data.data_root)
+    if not wanted:
         return
-    if (root / "phantom.json").exists() and cfg.run.overwrite:
-        shutil.rmtree(root)  # drawn by us with other settings
-    write_phantom_set(root, **wanted, workers=cfg.train.workers)
+    from dataset.phantom import write_phantom_set
+
+    if root.exists():
+        shutil.rmtree(root)
+    write_phantom_set(root, **wanted, workers=os.cpu_count() or 1)  # before training, so all cores are free
     print(f"phantom data: {root}")
 
 
 def _dry_run(cfg: Config) -> int:
     """Say what a run would do, with nothing written: the checks are the real ones, the network is really built."""
     _check_folder(cfg)
-    print(f"would write {cfg.folder}")
-    drawn = cfg.phantom
-    if drawn.phantom and not Path(cfg.data.data_root).exists():
-        count = 2 * (drawn.phantom_train + drawn.phantom_test)
-        print(f"would draw {count} phantoms of {drawn.phantom_size} px into {cfg.data.data_root} first")
-        from model.network import build
-
-        print(f"{cfg.model.model_file}: {sum(p.numel() for p in build(cfg).parameters()):,} parameters")
+    if drawn := _missing_phantoms(cfg):
+        count = 2 * (drawn["train_subjects"] + drawn["test_subjects"])
+        said = [f"would draw {count} phantoms of {drawn['size']} px into {cfg.data.data_root} first", _sized(cfg)]
     else:
         from train import Trainer
 
-        print(Trainer(cfg).summary)
+        said = [Trainer(cfg).summary]
+    print("\n".join([f"would write {cfg.folder}", *said]))
     sliding = cfg.data.dataset_file.endswith("sliding") or "_sliding_" in cfg.data.dataset_file
     side = cfg.window.window_size if sliding else cfg.window.image_size
     batch, classes = cfg.train.batch_size, len(cfg.data.classes)
@@ -177,14 +224,45 @@ def _dry_run(cfg: Config) -> int:
     return 0
 
 
+def _sized(cfg: Config) -> str:
+    """What Trainer checks and says, for phantoms that are not drawn yet."""
+    from dataset.readers import Record
+    from dataset.splits import fold_split
+    from engine.devices import pick_device
+    from inference.pipeline import build_predictor
+    from model.losses import build_loss
+    from model.network import build
+
+    name, data = resolve("dataset", cfg.data.dataset_file), cfg.data
+    module = name.load()
+    check_variant(name, module.VARIANTS)
+    records = [
+        Record(Path(f"{subject}/{side}.png"), Path(f"{subject}/{side}.json"), str(subject))
+        for subject in range(cfg.phantom.phantom_train)
+        for side in "LR"
+    ]
+    train, val = fold_split(records, data.n_folds, data.fold, data.split_seed)
+    steps = len(module.build(train, cfg, name.variant))
+    network, device = build(cfg), pick_device(cfg)
+    build_loss(cfg)
+    build_predictor(cfg, network)
+    return (
+        f"{cfg.model.model_file}: {sum(p.numel() for p in network.parameters()):,} parameters, {device}; {len(train)} "
+        f"training and {len(val)} validation images, {steps} steps of {cfg.train.batch_size} an epoch"
+    )
+
+
 def _run(cfg: Config) -> int:
     _check_folder(cfg)
     _prepare_data(cfg)
     from engine.stop import Stopped
     from train import Trainer
 
+    asked = cfg.run
+    # Not recorded: --config with the saved settings would otherwise overwrite or resume without being asked.
+    cfg = config.replace(cfg, {"resume": False, "overwrite": False})
     trainer = Trainer(cfg)
-    if cfg.run.resume:
+    if asked.resume:
         trainer.restore(cfg.folder / "last.pt")
         print(f"resuming after epoch {trainer.at.epoch}, step {trainer.at.step}")
     elif cfg.folder.exists():

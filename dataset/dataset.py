@@ -23,6 +23,7 @@ from dataset.labels import rasterise, read_polygons
 from dataset.plan import draw_plan, fit_frame, fit_image, generator, warp_bits, warp_image, window_side
 from dataset.readers import Record, leave_out, read_competition
 from dataset.splits import fold_split
+from engine.files import FileProblem
 
 VARIANTS = ("", "sliding", "exclude", "sliding_exclude")
 
@@ -60,16 +61,27 @@ Key = tuple[int, int, int]
 """Epoch, record, window: all that a sample depends on."""
 
 
-class Samples(Dataset[tuple[Tensor, Tensor, str]]):
-    """Samples by (epoch, record, window); no state, so any worker can make any sample."""
+Sample = tuple[Tensor, Tensor, str]
+
+
+class Samples(Dataset[Sample | FileProblem]):
+    """Samples by (epoch, record, window); no state, so any worker can make any sample.
+
+    A bad file is returned and not raised: the DataLoader would wrap its sentence into the worker's traceback.
+    """
 
     def __init__(self, records: Sequence[Record], cfg: Config, sliding: bool) -> None:
         self.records = list(records)
         self.cfg = cfg
         self.side = window_side(cfg, sliding)
 
-    def __getitem__(self, key: Key) -> tuple[Tensor, Tensor, str]:
-        epoch, index, window = key
+    def __getitem__(self, key: Key) -> Sample | FileProblem:
+        try:
+            return self._read(*key)
+        except FileProblem as problem:
+            return problem
+
+    def _read(self, epoch: int, index: int, window: int) -> Sample:
         record, cfg = self.records[index], self.cfg
         image = read_image(record.image)
         bits = read_label(record, cfg.data.classes, *image.shape)
@@ -118,6 +130,9 @@ class Loader:
             persistent_workers=workers > 0,
             collate_fn=_collate,
             worker_init_fn=_one_thread,
+            # Each epoch draws a seed for the workers. From the global generator, a run resumed in mid-epoch would draw
+            # once more than one that never stopped, and dropout would go other ways.
+            generator=torch.Generator(),
             pin_memory=torch.cuda.is_available() and cfg.run.device != "cpu",
         )
 
@@ -125,9 +140,17 @@ class Loader:
         return len(self.order)
 
     def epoch(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
-        """Batches of `epoch` from step `first_step` on."""
+        """Batches of `epoch` from step `first_step` on.
+
+        Raises:
+            FileProblem: an image or label can't be used; names it.
+        """
         self.order.epoch, self.order.first_step = epoch, first_step
-        yield from self.loader
+        for batch in self.loader:
+            if isinstance(batch, FileProblem):
+                # Anew: `raise batch` would tie it to this frame in a cycle, whose late collection costs 5 s a worker.
+                raise FileProblem(str(batch))
+            yield batch
 
 
 def build(records: Sequence[Record], cfg: Config, variant: str) -> Loader:
@@ -135,8 +158,13 @@ def build(records: Sequence[Record], cfg: Config, variant: str) -> Loader:
     return Loader(records, cfg, variant)
 
 
-def _collate(samples: list[tuple[Tensor, Tensor, str]]) -> Batch:
-    images, bits, keys = zip(*samples, strict=True)
+def _collate(samples: list[Sample | FileProblem]) -> Batch | FileProblem:
+    good: list[Sample] = []
+    for sample in samples:
+        if isinstance(sample, FileProblem):
+            return sample
+        good.append(sample)
+    images, bits, keys = zip(*good, strict=True)
     return Batch(torch.stack(images), torch.stack(bits), list(keys))
 
 

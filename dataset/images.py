@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+import warnings
 import zlib
 from pathlib import Path
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -12,6 +15,9 @@ from numpy.typing import NDArray
 from engine.files import FileProblem
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".dcm")
+
+# OpenCV prints pages about a broken file, where we raise one sentence.
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:
@@ -39,6 +45,8 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     if image is None:
         raise FileProblem(f"{path} is not a readable image: fetch the file again or remove it from the set.")
     if image.dtype != np.uint8:
+        if not np.isfinite(image).all():
+            raise FileProblem(f"{path} holds values that are no numbers (NaN or infinity): export it again.")
         return scale_to_uint8(image.astype(np.float32))
     return np.asarray(image, dtype=np.uint8)
 
@@ -55,23 +63,42 @@ def _read_dicom(path: Path) -> NDArray[np.uint8]:
     """First frame, through the modality LUT and the file's own window; MONOCHROME1 is inverted."""
     try:
         import pydicom
-        from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut
     except ImportError:
         raise FileProblem(f"{path} is DICOM, which needs pydicom: pip install pydicom.") from None
     try:
-        file = pydicom.dcmread(path)
-        pixels = apply_modality_lut(file.pixel_array, file)
-        if "WindowWidth" in file or "VOILUTSequence" in file:
-            pixels = apply_voi_lut(pixels, file)
-        values = np.asarray(pixels, dtype=np.float32)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", "End of file reached")  # pydicom only warns of a cut encapsulated image
+            file = pydicom.dcmread(path)
+        image = _dicom_grey(file)
     except Exception as error:  # pydicom raises many kinds for broken files, all of which mean the same to the user
-        raise FileProblem(f"{path} is not a readable DICOM image ({error}): convert it or remove it.") from error
-    if int(file.get("NumberOfFrames", 1) or 1) > 1:
-        values = values[0]
-    if values.ndim == 3:
-        values = values.mean(axis=2)
-    image = scale_to_uint8(values)
+        raise FileProblem(
+            f"{path} is not a readable DICOM image ({_first_line(error)}): convert it or remove it."
+        ) from error
     return 255 - image if file.PhotometricInterpretation == "MONOCHROME1" else image
+
+
+def _dicom_grey(file: Any) -> NDArray[np.uint8]:
+    from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut, apply_windowing
+
+    pixels: NDArray[Any] = file.pixel_array
+    if int(file.get("NumberOfFrames", 1) or 1) > 1:
+        pixels = pixels[0]
+    if pixels.ndim == 3:
+        pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
+    elif file.get("VOILUTSequence"):
+        pixels = apply_voi_lut(apply_modality_lut(pixels, file), file)
+    elif None not in (file.get("WindowCenter"), file.get("WindowWidth")):
+        shown = apply_windowing(apply_modality_lut(pixels, file), file)
+        with np.errstate(over="ignore"):  # what the window makes of values far below and far above it
+            black, white = apply_windowing(np.array([-1e9, 1e9]), file)
+        return np.asarray(np.clip(np.rint((shown - black) * (255 / (white - black))), 0, 255), dtype=np.uint8)
+    else:
+        pixels = apply_modality_lut(pixels, file)
+    return np.asarray(pixels if pixels.dtype == np.uint8 else scale_to_uint8(pixels.astype(np.float32)), dtype=np.uint8)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:160].rstrip(".")
 
 
 def _fault(data: bytes) -> str:
@@ -81,9 +108,9 @@ def _fault(data: bytes) -> str:
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
         return _png_fault(data)
     if data.startswith(b"\xff\xd8"):
-        # Entropy-coded data never holds FF D9, so the last end marker must follow the last start of a scan; a
-        # thumbnail in the header has its own, earlier.
-        return "" if data.rfind(b"\xff\xd9") > data.rfind(b"\xff\xda") else "a truncated JPEG"
+        return _jpeg_fault(data)
+    if data.startswith((b"II*\0", b"MM\0*")):
+        return _tiff_fault(data)
     if data.startswith(b"BM") and int.from_bytes(data[2:6], "little") > len(data):
         return "a truncated BMP"
     if data.startswith(b"RIFF") and int.from_bytes(data[4:8], "little") + 8 > len(data):
@@ -103,3 +130,32 @@ def _png_fault(data: bytes) -> str:
             return ""
         at = end
     return "a truncated PNG"
+
+
+_JPEG_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
+"""What begins a segment; other bytes after FF are stuffing and restarts inside of coded pixels."""
+
+
+def _jpeg_fault(data: bytes) -> str:
+    # Segment by segment: neither the end marker of a thumbnail in the header nor bytes behind the picture may count.
+    at = 2
+    while found := _JPEG_MARKER.search(data, at):
+        if found[0] == b"\xff\xd9":
+            return ""
+        at = found.end() + int.from_bytes(data[found.end() : found.end() + 2], "big")
+    return "a truncated JPEG"
+
+
+def _tiff_fault(data: bytes) -> str:
+    # libtiff checks the pixels, but not that the chain of directories, mostly the file's last bytes, ends with 0.
+    order: Literal["little", "big"] = "little" if data.startswith(b"II") else "big"
+    at, seen = 4, set[int]()
+    while at not in seen:
+        seen.add(at)
+        if at + 4 > len(data):
+            return "a truncated TIFF"
+        start = int.from_bytes(data[at : at + 4], order)
+        if not start:
+            break
+        at = start + 2 + 12 * int.from_bytes(data[start : start + 2], order)
+    return ""

@@ -18,6 +18,9 @@ from engine.files import FileProblem
 Polygons = Mapping[str, Sequence[NDArray[np.int32]]]
 """Class name -> polygons, each (n, 2) int32 as x, y in pixels of the full-size image."""
 
+FARTHEST = 1e6
+"""Coordinates beyond are no pixels; OpenCV's fixed-point arithmetic would wrap them around."""
+
 
 def read_polygons(path: Path, classes: Sequence[str]) -> dict[str, list[NDArray[np.int32]]]:
     """Polygons of a competition JSON; points may be nested one level deeper, a label may have several polygons.
@@ -29,7 +32,7 @@ def read_polygons(path: Path, classes: Sequence[str]) -> dict[str, list[NDArray[
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise FileProblem(f"{path} cannot be read ({error.strerror}): check the path and its permissions.") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise FileProblem(f"{path} is not JSON ({error}): fetch the file again or exclude the image.") from None
     annotations = content.get("annotations") if isinstance(content, dict) else None
     if not isinstance(annotations, list):
@@ -56,8 +59,8 @@ def _polygon(points: Any, where: str) -> NDArray[np.int32]:
         array = np.asarray(points, dtype=np.float64)
     except (TypeError, ValueError):
         array = np.empty(0)
-    if array.ndim != 2 or array.shape[1] != 2 or not np.isfinite(array).all():
-        raise FileProblem(f"{where}: points must be a list of [x, y]; correct the file or exclude the image.")
+    if array.ndim != 2 or array.shape[1] != 2 or not (np.abs(array) < FARTHEST).all():  # False for NaN
+        raise FileProblem(f"{where}: points must be a list of [x, y] in pixels; correct the file or exclude the image.")
     if len(array) < 3:
         raise FileProblem(
             f"{where}: a polygon has {len(array)} points and needs three; correct the file or exclude the image."
@@ -82,8 +85,8 @@ def rasterise(polygons: Polygons, classes: Sequence[str], height: int, width: in
         if not group:
             continue
         for polygon in group:
-            low, high = polygon.min(0), polygon.max(0)
-            if (high < 0).any() or low[0] >= width or low[1] >= height:
+            if _misses(polygon, height, width):
+                low, high = polygon.min(0), polygon.max(0)
                 raise FileProblem(
                     f"{where}: a polygon of {name} (x {low[0]} to {high[0]}, y {low[1]} to {high[1]}) lies outside the "
                     f"{width} x {height} image; correct the file or exclude the image."
@@ -99,3 +102,9 @@ def rasterise(polygons: Polygons, classes: Sequence[str], height: int, width: in
         view = bits[k // 32, y0 : y1 + 1, x0 : x1 + 1]
         view |= mask.astype(np.int32) << np.int32(k % 32)
     return bits
+
+
+def _misses(polygon: NDArray[np.int32], height: int, width: int) -> bool:
+    """Whether no pixel of the polygon lies in the image; its box may all the same, across a corner."""
+    inside = (polygon >= 0).all(1) & (polygon < (width, height)).all(1)
+    return not inside.any() and not cv2.fillPoly(np.zeros((height, width), np.uint8), [polygon], 1).any()

@@ -100,7 +100,8 @@ def draw_plan(rng: np.random.Generator, frame: Frame, size: int, augment: Augmen
     uniform over the frame and needs no shift.
     """
     spare = np.array([frame.frame_width - size, frame.frame_height - size])
-    place = rng.random(2) * np.maximum(spare, 0)
+    # At whole pixels: without augmentation a window is a crop, as at inference, and not blurred between pixels.
+    place = np.floor(rng.random(2) * (np.maximum(spare, 0) + 1))
     shift = rng.uniform(-augment.shift, augment.shift, 2) * max(frame.fitted_height, frame.fitted_width)
     middle = (size - 1) / 2
     centre = place + middle + np.where(spare > 0, 0, shift)

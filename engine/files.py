@@ -11,6 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
+"""What os.link says on file systems without hard links: exFAT, some network and FUSE ones."""
+
 
 class FileProblem(ValueError):
     """A file that cannot be used as asked. The message names the file, the rule and the remedy."""
@@ -29,7 +32,8 @@ def atomic_path(path: Path | str, *, overwrite: bool = True) -> Iterator[Path]:
     """Yield a temporary path in the same folder; on success flush it to disk and rename it to `path`.
 
     A reader sees the old file or the new one, never a part, also after kill -9 or power loss. On any error the
-    temporary file is removed. With `overwrite=False` an existing target is never replaced, not even in a race.
+    temporary file is removed. With `overwrite=False` an existing target is never replaced, not even in a race; where
+    the file system has no hard links, the target is then an empty file for the moment before the rename.
 
     Raises:
         FileProblem: the target exists and `overwrite` is False, or the disk is full.
@@ -38,10 +42,11 @@ def atomic_path(path: Path | str, *, overwrite: bool = True) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     if not overwrite and path.exists():
         raise FileProblem(f"{path} exists and is never overwritten: move it away or choose another target.")
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    os.close(handle)
-    temporary = Path(name)
+    temporary = None
     try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        os.close(handle)
+        temporary = Path(name)
         yield temporary
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
@@ -49,20 +54,37 @@ def atomic_path(path: Path | str, *, overwrite: bool = True) -> Iterator[Path]:
         if overwrite:
             os.replace(temporary, path)
         else:
-            os.link(temporary, path)  # fails where the target has appeared meanwhile; rename would replace it
-    except FileExistsError as error:
-        raise FileProblem(f"{path} exists and is never overwritten: move it away or choose another target.") from error
+            _rename_new(temporary, path)
     except (OSError, RuntimeError) as error:
         if is_disk_full(error):
             raise FileProblem(f"The disk is full: {path} was not written. Free some space and run again.") from error
         raise
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary:
+            temporary.unlink(missing_ok=True)
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def _rename_new(temporary: Path, path: Path) -> None:
+    """Give `temporary` the name `path`, which must not exist; may leave `temporary` behind."""
+    try:
+        try:
+            os.link(temporary, path)  # fails where the target has appeared meanwhile; rename would replace it
+        except OSError as error:
+            if error.errno not in NO_LINKS:
+                raise
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))  # fails in the same way
+            try:
+                os.replace(temporary, path)
+            except BaseException:
+                path.unlink()
+                raise
+    except FileExistsError as error:
+        raise FileProblem(f"{path} exists and is never overwritten: move it away or choose another target.") from error
 
 
 def _umask() -> int:

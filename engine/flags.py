@@ -63,6 +63,7 @@ def parse(argv: list[str], commands: type[C], description: str, base: Config | N
             cfg, names = config.from_record(_read_json(Path(path)), path, cfg)
             sources |= dict.fromkeys(names, "file")
         if preset := given.get("preset"):
+            preset = preset.casefold()
             if preset not in config.PRESETS:
                 near = config.suggest(preset, config.PRESETS)
                 usage_error(f"preset {preset!r} is none of {', '.join(config.PRESETS)}{near}")

@@ -24,9 +24,15 @@ class Metrics:
     def add(self, **values: float | None) -> None:
         """Append a row; None becomes an empty field."""
         assert set(values) == set(COLUMNS), sorted(values)
-        self.rows.append({name: "" if values[name] is None else f"{values[name]:.6g}" for name in COLUMNS})
+        self.rows.append({name: _text(values[name]) for name in COLUMNS})
         text = io.StringIO()
         writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(self.rows)
         write_text(self.path, text.getvalue())
+
+
+def _text(value: float | None) -> str:
+    if value is None:
+        return ""
+    return str(value) if isinstance(value, int) else f"{value:.6g}"

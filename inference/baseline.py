@@ -51,9 +51,12 @@ def _boxed(record: Record, cfg: Config) -> NDArray[np.bool_]:
     """All masks of an image, cut to the box of all bones and scaled to SIDE, thumb to the left: (K, SIDE, SIDE)."""
     bits = read_label(record, cfg.data.classes, *read_image(record.image).shape)
     rows, columns = np.nonzero(np.bitwise_or.reduce(bits))
+    if not len(rows):
+        return np.zeros((len(cfg.data.classes), SIDE, SIDE), bool)
     box = bits[:, rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
     words = [cv2.resize(w.view(np.float32), (SIDE, SIDE), interpolation=cv2.INTER_NEAREST) for w in box]
     small = np.stack(words).view(np.int32)
     masks = np.stack([(small[k // 32] >> (k % 32)) & 1 for k in range(len(cfg.data.classes))]).astype(bool)
     # The first class is the thumb's tip where classes are the competition's; for others the side hardly matters.
-    return masks[..., ::-1] if np.nonzero(masks[0])[1].mean() > SIDE / 2 else masks
+    first = np.nonzero(masks[0])[1]
+    return masks[..., ::-1] if len(first) and first.mean() > SIDE / 2 else masks

@@ -60,7 +60,7 @@ class Unfit:
             packed = pack(self._resample(kept, low[part], high[part], share[part]), self.limit)
             self.bits[:, part] = packed.cpu().numpy()
         self.done = max(self.done, ready)
-        need = int(low[self.done]) if self.done < len(low) else have
+        need = min(int(low[self.done]), have) if self.done < len(low) else have  # a black margin may come first
         # clone: a view would keep the predictor's whole row of windows alive.
         self.kept, self.kept_from = kept[:, need - self.kept_from :].clone(), need
 

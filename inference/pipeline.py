@@ -83,6 +83,8 @@ def infer(
         FileProblem: the folder exists and is not empty, two images share a name, an image can't be read, the disk is
             full. Then nothing is left behind.
     """
+    if cfg.inference.save_overlay or cfg.inference.save_masks != "none":
+        _check_stems(records)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileProblem(f"{folder} exists and is never overwritten: move it away or choose another --output.")
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -146,6 +148,18 @@ def write_png(path: Path, picture: NDArray[np.uint8]) -> None:
     assert ok, "PNG encoding of a uint8 array cannot fail"
     with atomic_path(path) as temporary:
         temporary.write_bytes(data.tobytes())
+
+
+def _check_stems(records: Sequence[Record]) -> None:
+    """Masks and pictures are named by an image's stem: those of a.png and a.jpg would overwrite each other."""
+    seen: dict[str, Path] = {}
+    for record in records:
+        other = seen.setdefault(record.image.stem, record.image)
+        if other != record.image:
+            raise FileProblem(
+                f"{other} and {record.image} would write masks or overlays of one name: rename one of them, or predict "
+                f"them apart."
+            )
 
 
 def _write_masks(folder: Path, prediction: Prediction, cfg: Config) -> None:

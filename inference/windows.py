@@ -32,7 +32,8 @@ def axis_weights(size: int, window: int, stride: int, sigma: float | None) -> ND
         profile = np.ones(window)
     else:
         offset = np.arange(window) - (window - 1) / 2
-        profile = np.exp(-0.5 * (offset / (sigma * window)) ** 2)
+        # A narrow Gaussian underflows to 0 at its edges, which at the image's own edges would be 0 / 0.
+        profile = np.maximum(np.exp(-0.5 * (offset / (sigma * window)) ** 2), 1e-30)
     total = np.zeros(size)
     for start in starts:
         total[start : start + window] += profile

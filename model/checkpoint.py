@@ -1,7 +1,7 @@
 """Weights with their settings in one safetensors file: inference rebuilds the network from it alone.
 
-The header holds the settings, the class names, the score and a SHA-256 of the weights (one flipped byte otherwise loads
-silently). Files may be moved and renamed.
+The header holds the settings, the class names, the score and a SHA-256 of these and the weights (one flipped byte
+otherwise loads silently). Files may be moved and renamed.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Checkpoint:
         # The weights are all there; fetching pretrained ones first would need the network for nothing.
         net = build(config.replace(self.cfg, {"pretrained": False}))
         try:
-            net.load_state_dict(self.weights)
+            net.load_state_dict(_with_other_names(self.weights, net.state_dict()))
         except RuntimeError as error:
             first = str(error).splitlines()[1 if "\n" in str(error) else 0].strip()
             raise FileProblem(
@@ -59,14 +59,15 @@ class Checkpoint:
 
 def save_weights(path: Path, weights: Mapping[str, Tensor], cfg: Config, score: float, epoch: int) -> None:
     """Write a checkpoint atomically."""
-    plain = {name: tensor.detach().to("cpu").contiguous() for name, tensor in weights.items()}
+    first_names = _first_names(weights)
+    plain = {n: tensor.detach().to("cpu").contiguous() for n, tensor in weights.items() if first_names[n] == n}
     header = {
         "format": FORMAT,
         "config": json.dumps(config.to_record(cfg)),
         "score": repr(score),
         "epoch": str(epoch),
-        "sha256": _digest(plain),
     }
+    header["sha256"] = _digest(plain, header)
     with atomic_path(path) as temporary:
         save_file(plain, temporary, metadata=header)
 
@@ -89,8 +90,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise FileProblem(
             f"{path} holds weights without the settings of their network: give a best.safetensors written here."
         )
-    if header["sha256"] != _digest(weights):
-        raise FileProblem(f"{path} is damaged (its weights don't match their SHA-256): copy it again.")
+    if header.pop("sha256", "") != _digest(weights, header):
+        raise FileProblem(f"{path} is damaged (its content doesn't match its SHA-256): copy it again.")
     try:
         cfg, _ = config.from_record(json.loads(header["config"]), str(path))
     except ConfigProblem as error:
@@ -120,12 +121,19 @@ def load_state(path: Path) -> dict[str, Any]:
     Raises:
         FileProblem: missing, truncated, or a pickle of code.
     """
+    if not path.is_file():
+        raise FileProblem(f"{path} does not exist: give the experiment's name with --exp_name, or train it first.")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
-        raise FileProblem(f"{path} is a pickle of code, which is never run: give a file written here.") from None
-    except (OSError, EOFError, RuntimeError, ValueError) as error:
-        raise FileProblem(_why_unreadable(path, error)) from None
+        raise FileProblem(
+            f"{path} is damaged, or a pickle of code, which is never run: give the last.pt of an experiment."
+        ) from None
+    except Exception as error:  # a damaged pickle or zip raises any kind
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+        raise FileProblem(
+            f"{path} is empty, truncated or damaged ({reason}): copy it again, or start anew with --overwrite."
+        ) from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise FileProblem(f"{path} is no training state of this framework: give the last.pt of an experiment.")
     return state
@@ -144,8 +152,20 @@ def _why_unreadable(path: Path, error: Exception) -> str:
     return f"{path} is truncated or no safetensors file ({str(error).splitlines()[0][:120]}): copy it again."
 
 
-def _digest(weights: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256()
+def _first_names(weights: Mapping[str, Tensor]) -> dict[str, str]:
+    """Name -> the first name of the same tensor; nnU-Net's modules hold most of theirs under two to four."""
+    first: dict[tuple[int, torch.Size], str] = {}
+    return {name: first.setdefault((tensor.data_ptr(), tensor.shape), name) for name, tensor in weights.items()}
+
+
+def _with_other_names(weights: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`weights`, which hold a shared tensor once, under all names that it has in `state`."""
+    shared = {name: weights[first] for name, first in _first_names(state).items() if first in weights}
+    return shared | dict(weights)
+
+
+def _digest(weights: Mapping[str, Tensor], header: Mapping[str, str]) -> str:
+    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
     for name in sorted(weights):
         digest.update(f"{name} {weights[name].dtype} {tuple(weights[name].shape)}".encode())
         digest.update(weights[name].contiguous().reshape(-1).view(torch.uint8).numpy().data)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from config import Config
+from config import Config, ConfigProblem
 from model.smp_decoders import build_smp, knows_encoder
 
 OPTIONS = ("pretrained",)
@@ -23,5 +23,14 @@ def accepts(variant: str) -> bool:
 
 
 def build(variant: str, cfg: Config) -> tuple[nn.Module, int]:
-    """The bare network and its stride."""
+    """The bare network and its stride.
+
+    Raises:
+        ConfigProblem: batches of one, which the pyramid's image pooling can't normalise.
+    """
+    if cfg.train.batch_size < 2:
+        raise ConfigProblem(
+            f"batch_size is {cfg.train.batch_size}, but model_deeplabv3plus normalises single values over the batch: "
+            f"give --batch_size 2 or more."
+        )
     return build_smp("DeepLabV3Plus", variant or DEFAULT, cfg)

@@ -45,5 +45,7 @@ def build(variant: str, cfg: Config) -> tuple[nn.Module, int]:
         nonlin=nn.LeakyReLU,
         nonlin_kwargs={"inplace": True},
     )
+    # Outputs of the coarse stages, which only deep supervision would train.
+    net.decoder.seg_layers = net.decoder.seg_layers[-1:]
     net.apply(net.initialize)
     return net, 2 ** (STAGES - 1)

@@ -28,6 +28,8 @@ class Network(nn.Module):
         x = (grey - MEAN) / STD
         height, width = x.shape[-2:]
         down, right = -height % self.stride, -width % self.stride
+        if height + down == width + right == self.stride:
+            right += self.stride  # instance normalisation of a single coarsest pixel is undefined
         if down or right:
             # Black margin, as around a collimated radiograph; cut off again below.
             x = F.pad(x, (0, right, 0, down), value=-MEAN / STD)

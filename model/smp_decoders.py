@@ -29,18 +29,22 @@ def build_smp(decoder: str, encoder: str, cfg: Config) -> tuple[nn.Module, int]:
     """`decoder` (the library's class name) on `encoder`; its one-channel stem sums pretrained RGB filters.
 
     Raises:
-        ConfigProblem: pretrained weights that can't be downloaded; names the flag that goes without.
+        ConfigProblem: an encoder that the decoder can't use; pretrained weights that can't be downloaded, with the flag
+            that goes without.
     """
     weights = "imagenet" if cfg.model.pretrained else None
     try:
         kind: Any = getattr(smp, decoder)
         net = kind(encoder_name=encoder, encoder_weights=weights, in_channels=1, classes=len(cfg.data.classes))
     except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
         if weights is None:
-            raise
+            raise ConfigProblem(
+                f"{encoder} does not work as encoder of {decoder} ({reason}): choose another, such as resnet34."
+            ) from error
         # Hub clients raise a dozen kinds when there is no network or no such file; the remedy is one.
         raise ConfigProblem(
-            f"pretrained weights of {encoder} could not be loaded ({str(error).splitlines()[0][:160]}): connect to the "
-            f"network once, or give --no_pretrained to start from random weights."
+            f"pretrained weights of {encoder} could not be loaded ({reason}): connect to the network "
+            f"once, or give --no_pretrained to start from random weights."
         ) from error
     return net, STRIDE

@@ -252,6 +252,8 @@ RULES: list[tuple[dict[str, Any], tuple[str, ...]]] = [
     ({"loss_weights": [0.0, 0.0]}, ("loss_weights", "all 0")),
     ({"loss_weights": [math.nan, 1.0]}, ("loss_weights", "nan")),
     ({"loss_weights": [math.inf, 1.0]}, ("loss_weights", "inf")),
+    ({"loss_weights": [1.0, math.nan]}, ("loss_weights", "nan")),
+    ({"loss": "Focal__Dice"}, ("loss", "Focal__Dice")),
     ({"loss": "Combined"}, ("loss", "'Combined'", "Combined_Focal_Dice")),
     ({"loss": ""}, ("loss", "''")),
     ({"epoch": 2, "warmup_epochs": 3.0}, ("warmup_epochs 3", "epoch 2", "--warmup_epochs")),
