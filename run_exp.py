@@ -14,9 +14,11 @@ import config
 from config import Config, ConfigProblem
 from engine import background, flags
 from engine.files import FileProblem, write_json
-from engine.names import all_names, check_variant, resolve
+from engine.names import all_names
+from inference.settings import full_names
 
 if TYPE_CHECKING:
+    from dataset.readers import Record
     from inference.metrics import DiceTable
 
 DESCRIPTION = """Train a network, predict the test split and write the leaderboard's CSV.
@@ -49,43 +51,30 @@ class Commands:
 def main(argv: list[str]) -> int:
     """Run the command line; returns the exit code."""
     parsed, commands = flags.parse(argv, Commands, DESCRIPTION)
-    try:
-        if listing := _listing(commands):
-            print("\n".join(listing), flush=True)
-            return 0
-        if parsed.cfg.run.resume:
-            if parsed.cfg.run.overwrite:
-                config.check(parsed.cfg)  # says that they contradict each other
-            parsed = _resumed(argv, parsed)
-        config.check(parsed.cfg)
-        parsed = flags.Parsed(_named(parsed.cfg), parsed.sources, commands)
-        if commands.print_config:
-            print(flags.describe(parsed), flush=True)
-            return 0
-        if commands.dry_run:
-            return _dry_run(parsed.cfg)
-        if commands.bg:
-            _check_folder(parsed.cfg)
-            # The last flag wins, however --bg was spelt: a child that still saw it would start another, for ever.
-            print(background.start([os.path.abspath(__file__), *argv, "--no_bg"], parsed.cfg.run.exp_name))
-            return 0
-        return _run(parsed.cfg)
-    except ConfigProblem as error:
-        flags.usage_error(str(error))
-    except FileProblem as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except BrokenPipeError:  # `| head` has read enough; what is left in the buffer must not be flushed at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except OSError as error:
-        if error.filename is None:
-            raise
-        print(f"error: {error.filename}: {error.strerror}.", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    return flags.run_command(lambda: _command(argv, parsed, commands))
+
+
+def _command(argv: list[str], parsed: flags.Parsed[Commands], commands: Commands) -> int:
+    if listing := _listing(commands):
+        print("\n".join(listing), flush=True)
+        return 0
+    if parsed.cfg.run.resume:
+        if parsed.cfg.run.overwrite:
+            config.check(parsed.cfg)  # says that they contradict each other
+        parsed = _resumed(argv, parsed)
+    config.check(parsed.cfg)
+    cfg = full_names(parsed.cfg)
+    if commands.print_config:
+        print(flags.describe(cfg, parsed.sources), flush=True)
+        return 0
+    if commands.dry_run:
+        return _dry_run(cfg)
+    if commands.bg:
+        _check_folder(cfg)
+        # The last flag wins, however --bg was spelt: a child that still saw it would start another, for ever.
+        print(background.start([os.path.abspath(__file__), *argv, "--no_bg"], cfg.run.exp_name))
+        return 0
+    return _run(cfg)
 
 
 def _listing(commands: Commands) -> list[str]:
@@ -101,19 +90,6 @@ def _listing(commands: Commands) -> list[str]:
 
         names += term_names()
     return names
-
-
-def _named(cfg: Config) -> Config:
-    """`cfg` with full names where short or differently spelt ones were given.
-
-    Raises:
-        ConfigProblem: a name that no file answers to.
-    """
-    from model.losses import canonical_name
-
-    fields = {"model_file": "model", "dataset_file": "dataset", "inference_file": "inference"}
-    names = {field: str(resolve(package, config.get(cfg, field))) for field, package in fields.items()}
-    return config.replace(cfg, {**names, "loss": canonical_name(cfg.loss.loss)})
 
 
 def _resumed(argv: list[str], parsed: flags.Parsed[Commands]) -> flags.Parsed[Commands]:
@@ -208,48 +184,25 @@ def _prepare_data(cfg: Config) -> None:
 def _dry_run(cfg: Config) -> int:
     """Say what a run would do, with nothing written: the checks are the real ones, the network is really built."""
     _check_folder(cfg)
+    from train import Trainer
+
+    print(f"would write {cfg.folder}")
     if drawn := _missing_phantoms(cfg):
         count = 2 * (drawn["train_subjects"] + drawn["test_subjects"])
-        said = [f"would draw {count} phantoms of {drawn['size']} px into {cfg.data.data_root} first", _sized(cfg)]
-    else:
-        from train import Trainer
-
-        said = [Trainer(cfg).summary]
-    print("\n".join([f"would write {cfg.folder}", *said]))
-    sliding = cfg.data.dataset_file.endswith("sliding") or "_sliding_" in cfg.data.dataset_file
-    side = cfg.window.window_size if sliding else cfg.window.image_size
-    batch, classes = cfg.train.batch_size, len(cfg.data.classes)
+        print(f"would draw {count} phantoms of {drawn['size']} px into {cfg.data.data_root} first")
+    trainer = Trainer(cfg, _undrawn(drawn["train_subjects"]) if drawn else None)
+    side, batch, classes = trainer.loader.side, cfg.train.batch_size, len(cfg.data.classes)
     logits = batch * classes * side**2 * 4 / 2**20
+    print(trainer.summary)
     print(f"a step: images {batch} x 1 x {side} x {side}, logits {logits:.0f} MiB in float32")
     return 0
 
 
-def _sized(cfg: Config) -> str:
-    """What Trainer checks and says, for phantoms that are not drawn yet."""
+def _undrawn(subjects: int) -> list[Record]:
+    """Records of phantoms that are not there yet, to size a run."""
     from dataset.readers import Record
-    from dataset.splits import fold_split
-    from engine.devices import pick_device
-    from inference.pipeline import build_predictor
-    from model.losses import build_loss
-    from model.network import build
 
-    name, data = resolve("dataset", cfg.data.dataset_file), cfg.data
-    module = name.load()
-    check_variant(name, module.VARIANTS)
-    records = [
-        Record(Path(f"{subject}/{side}.png"), Path(f"{subject}/{side}.json"), str(subject))
-        for subject in range(cfg.phantom.phantom_train)
-        for side in "LR"
-    ]
-    train, val = fold_split(records, data.n_folds, data.fold, data.split_seed)
-    steps = len(module.build(train, cfg, name.variant))
-    network, device = build(cfg), pick_device(cfg)
-    build_loss(cfg)
-    build_predictor(cfg, network)
-    return (
-        f"{cfg.model.model_file}: {sum(p.numel() for p in network.parameters()):,} parameters, {device}; {len(train)} "
-        f"training and {len(val)} validation images, {steps} steps of {cfg.train.batch_size} an epoch"
-    )
+    return [Record(Path(f"{s}/{side}.png"), Path(f"{s}/{side}.json"), str(s)) for s in range(subjects) for side in "LR"]
 
 
 def _run(cfg: Config) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 import config
 from config import Config
 from dataset.dataset import Batch
+from dataset.readers import Record
 from engine.devices import pick_device
 from engine.files import FileProblem, atomic_path
 from engine.names import check_variant, resolve
@@ -43,17 +45,20 @@ class Position:
 class Trainer:
     """A run: network, loss, optimizer, data and position. Writes into cfg.folder.
 
+    Args:
+        records: labelled records to split; None reads those of data_root.
+
     Raises:
         ConfigProblem, FileProblem: settings or data that can't work, before anything is written.
     """
 
-    def __init__(self, cfg: Config) -> None:
+    def __init__(self, cfg: Config, records: Sequence[Record] | None = None) -> None:
         self.cfg = cfg
         self.device = pick_device(cfg)
         name = resolve("dataset", cfg.data.dataset_file)
         module = name.load()
         check_variant(name, module.VARIANTS)
-        train_records, self.val_records = module.read_split(cfg, name.variant)
+        train_records, self.val_records = module.split(cfg, name.variant, records)
         self.loader = module.build(train_records, cfg, name.variant)
         torch.manual_seed(cfg.run.seed)
         self.network = build(cfg).to(self.device)

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from config import Config, ConfigProblem
 from dataset.images import read_image
 from dataset.labels import rasterise, read_polygons
-from dataset.plan import draw_plan, fit_frame, fit_image, generator, warp_bits, warp_image, window_side
+from dataset.plan import draw_plan, fit_frame, fit_image, generator, warp_bits, warp_image
 from dataset.readers import Record, leave_out, read_competition
 from dataset.splits import fold_split
 from engine.files import FileProblem
@@ -44,10 +44,15 @@ class Batch:
         return Batch(self.images.pin_memory(), self.bits.pin_memory(), self.keys)
 
 
-def read_split(cfg: Config, variant: str) -> tuple[list[Record], list[Record]]:
-    """Training and validation records of the configured fold, without the excluded ones."""
-    records = read_competition(Path(cfg.data.data_root), "train")
-    kept = leave_out(records, cfg.data.exclude, known_bad="exclude" in variant.split("_"))
+def split(
+    cfg: Config, variant: str, records: Sequence[Record] | None = None
+) -> tuple[list[Record], list[Record]]:
+    """Training and validation records of the configured fold, without the excluded ones.
+
+    `records` are all labelled ones; None reads those of data_root.
+    """
+    found = read_competition(Path(cfg.data.data_root), "train") if records is None else records
+    kept = leave_out(found, cfg.data.exclude, known_bad="exclude" in variant.split("_"))
     return fold_split(kept, cfg.data.n_folds, cfg.data.fold, cfg.data.split_seed)
 
 
@@ -70,10 +75,10 @@ class Samples(Dataset[Sample | FileProblem]):
     A bad file is returned and not raised: the DataLoader would wrap its sentence into the worker's traceback.
     """
 
-    def __init__(self, records: Sequence[Record], cfg: Config, sliding: bool) -> None:
+    def __init__(self, records: Sequence[Record], cfg: Config, side: int) -> None:
         self.records = list(records)
         self.cfg = cfg
-        self.side = window_side(cfg, sliding)
+        self.side = side
 
     def __getitem__(self, key: Key) -> Sample | FileProblem:
         try:
@@ -115,6 +120,7 @@ class Loader:
 
     def __init__(self, records: Sequence[Record], cfg: Config, variant: str) -> None:
         sliding = "sliding" in variant.split("_")
+        self.side = cfg.window.window_size if sliding else cfg.window.image_size
         windows = cfg.window.windows_per_image if sliding else 1
         self.order = Order(len(records), windows, cfg.train.batch_size, cfg.run.seed)
         if not len(self.order):
@@ -124,7 +130,7 @@ class Loader:
             )
         workers = cfg.train.workers
         self.loader = DataLoader(
-            Samples(records, cfg, sliding),
+            Samples(records, cfg, self.side),
             batch_sampler=self.order,
             num_workers=workers,
             persistent_workers=workers > 0,

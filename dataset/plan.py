@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from config import Augment, Config
+from config import Augment
 
 Matrix = NDArray[np.float64]
 
@@ -118,11 +118,6 @@ def draw_plan(rng: np.random.Generator, frame: Frame, size: int, augment: Augmen
         noise=rng.uniform(0, augment.noise),
         noise_seed=int(rng.integers(2**63)),
     )
-
-
-def window_side(cfg: Config, sliding: bool) -> int:
-    """Side of the network's input, px: the window, or the whole image."""
-    return cfg.window.window_size if sliding else cfg.window.image_size
 
 
 def compose(outer: Matrix, inner: Matrix) -> Matrix:

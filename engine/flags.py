@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
@@ -13,6 +15,8 @@ import tyro
 
 import config
 from config import Config, ConfigProblem
+from engine.files import FileProblem, is_disk_full
+from engine.stop import EXIT_INTERRUPTED
 
 C = TypeVar("C")
 
@@ -43,6 +47,31 @@ def usage_error(message: str) -> NoReturn:
     """Print one clear message and leave with exit code 2."""
     print(f"error: {message}", file=sys.stderr)
     raise SystemExit(2)
+
+
+def run_command(command: Callable[[], int]) -> int:
+    """Run a command's body; returns its exit code, and turns what users can mend into one sentence on stderr."""
+    try:
+        return command()
+    except ConfigProblem as error:
+        usage_error(str(error))
+    except FileProblem as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # `| head` has read enough; what is left in the buffer must not be flushed at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        if is_disk_full(error):
+            print("error: The disk is full: free some space and run again.", file=sys.stderr)
+        elif error.filename is None:
+            raise
+        else:
+            print(f"error: {error.filename}: {error.strerror}.", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
 
 
 def parse(argv: list[str], commands: type[C], description: str, base: Config | None = None) -> tuple[Parsed[C], C]:
@@ -86,14 +115,14 @@ def parse(argv: list[str], commands: type[C], description: str, base: Config | N
     return Parsed(parsed.cfg, sources, parsed.commands), parsed.commands
 
 
-def describe(parsed: Parsed[Any]) -> str:
+def describe(cfg: Config, sources: Mapping[str, str]) -> str:
     """All settings, one a line, each with its source."""
     lines = []
     for section, kind in config.SECTIONS.items():
         lines.append(f"[{section}]")
         for f in dataclasses.fields(kind):
-            value = json.dumps(config.to_record(parsed.cfg)[section][f.name], ensure_ascii=False)
-            lines.append(f"  {f.name} = {value}  ({parsed.sources.get(f.name, 'default')})")
+            value = json.dumps(config.to_record(cfg)[section][f.name], ensure_ascii=False)
+            lines.append(f"  {f.name} = {value}  ({sources.get(f.name, 'default')})")
     return "\n".join(lines)
 
 

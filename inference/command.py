@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,16 +10,20 @@ from typing import TYPE_CHECKING
 import config
 from config import Config, ConfigProblem
 from engine import flags
-from engine.files import FileProblem
+from inference.settings import full_names
 
 if TYPE_CHECKING:
     from model.checkpoint import Checkpoint
 
 FIXED = {
-    *(f.name for section in (config.Model, config.Loss, config.Phantom) for f in dataclasses.fields(section)),
-    "classes",
-}
-"""Fields that the checkpoint alone decides."""
+    *(
+        f.name
+        for section in (config.Data, config.Phantom, config.Augment, config.Model, config.Loss, config.Train)
+        for f in dataclasses.fields(section)
+    ),
+    *("seed", "resume", "overwrite", "windows_per_image"),
+} - {"data_root", "amp"}
+"""Fields that the checkpoint decides, or that mean nothing once a network is trained."""
 
 DESCRIPTION = """Predict the test split, a folder or one image with a trained checkpoint.
 
@@ -42,24 +45,21 @@ def main(argv: list[str], style: str = "") -> int:
         The exit code: 0, 1 for a problem with files, 2 for a wrong command line.
     """
     first, _ = flags.parse(argv, Commands, DESCRIPTION)
+    return flags.run_command(lambda: _command(argv, first.cfg, style))
+
+
+def _command(argv: list[str], asked: Config, style: str) -> int:
     from model.checkpoint import read_checkpoint  # after --help, which must not wait for torch
 
-    try:
-        chosen = first.cfg.inference.checkpoint
-        checkpoint = read_checkpoint(Path(chosen) if chosen else first.cfg.folder / "best.safetensors")
-        base = checkpoint.cfg
-        if style:
-            base = config.replace(base, {"inference_file": style})
-        parsed, commands = flags.parse(argv, Commands, DESCRIPTION, base=base)
-        if commands.print_config:
-            print(flags.describe(parsed))
-            return 0
-        return _infer(_settings(parsed.cfg, base, checkpoint), checkpoint)
-    except ConfigProblem as error:
-        flags.usage_error(str(error))
-    except FileProblem as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    chosen = asked.inference.checkpoint
+    checkpoint = read_checkpoint(Path(chosen) if chosen else asked.folder / "best.safetensors")
+    base = config.replace(checkpoint.cfg, {"inference_file": style} if style else {})
+    parsed, commands = flags.parse(argv, Commands, DESCRIPTION, base=base)
+    cfg = _settings(full_names(parsed.cfg), base, checkpoint)
+    if commands.print_config:
+        print(flags.describe(cfg, dict.fromkeys(config.SECTION_OF, "checkpoint") | parsed.sources))
+        return 0
+    return _infer(cfg, checkpoint)
 
 
 def _settings(cfg: Config, base: Config, checkpoint: Checkpoint) -> Config:
@@ -70,7 +70,7 @@ def _settings(cfg: Config, base: Config, checkpoint: Checkpoint) -> Config:
     changed = sorted(name for name in FIXED if config.get(cfg, name) != config.get(base, name))
     if changed:
         said = "; ".join(f"{name} is {config.get(base, name)!r}, not {config.get(cfg, name)!r}" for name in changed)
-        raise ConfigProblem(f"{checkpoint.path}: {said}. The checkpoint decides this: leave the flag out.")
+        raise ConfigProblem(f"{checkpoint.path}: {said}. The training decided this: leave the flag out.")
     config.check(cfg)
     return cfg
 

@@ -252,7 +252,7 @@ def test_describe_shows_every_value_with_its_source(tmp_path: Path) -> None:
     saved = tmp_path / "saved.json"
     saved.write_text(json.dumps({"optimizer": "SGD", "classes": ["a", "b"]}))
     parsed = parse("--config", str(saved), "--preset", "smoke", "--stride", "64", "--no_amp")
-    lines = flags.describe(parsed).splitlines()
+    lines = flags.describe(parsed.cfg, parsed.sources).splitlines()
     assert [line[1:-1] for line in lines if not line.startswith(" ")] == list(config.SECTIONS)
     shown = {}
     for line in lines:

@@ -13,7 +13,7 @@ import torch
 
 import config
 from config import Config, ConfigProblem
-from dataset.dataset import VARIANTS, Batch, Loader, Order, Samples, build, read_label, read_split
+from dataset.dataset import VARIANTS, Batch, Loader, Order, Samples, build, read_label, split
 from dataset.images import read_image
 from dataset.readers import read_competition
 from engine.files import FileProblem
@@ -36,7 +36,7 @@ def settings_of(root: Path, **values: Any) -> Config:
 
 def loader_of(root: Path, variant: str = "sliding", **values: Any) -> Loader:
     cfg = settings_of(root, **values)
-    return build(read_split(cfg, variant)[0], cfg, variant)
+    return build(split(cfg, variant)[0], cfg, variant)
 
 
 def equal(a: list[Batch], b: list[Batch]) -> bool:
@@ -103,8 +103,8 @@ def test_seed_and_epoch_matter(phantom_root: Path) -> None:
 def test_other_records_change_no_sample(phantom_root: Path) -> None:
     """Keyed by name: leaving one image out must not change the augmentation of the others."""
     cfg = settings_of(phantom_root)
-    records = read_split(cfg, "")[0]
-    all_of_them, fewer = Samples(records, cfg, True), Samples(records[1:], cfg, True)
+    records = split(cfg, "")[0]
+    all_of_them, fewer = Samples(records, cfg, 32), Samples(records[1:], cfg, 32)
     a, b = all_of_them[(2, 3, 1)], fewer[(2, 2, 1)]
     assert not isinstance(a, FileProblem) and not isinstance(b, FileProblem)
     assert torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) and a[2] == b[2]
@@ -153,7 +153,7 @@ def test_without_augmentation_samples_are_the_image_and_its_labels(variant: str,
     """Whole images come back as they are, windows are cut out of them."""
     none = dict.fromkeys(("rotate", "scale", "shift", "flip", "brightness", "contrast", "gamma", "noise"), 0.0)
     cfg = settings_of(phantom_root, image_size=128, **none)
-    records = read_split(cfg, variant)[0]
+    records = split(cfg, variant)[0]
     loader = build(records, cfg, variant)
     by_key = {record.key: record for record in records}
     for batch in loader.epoch(0):
@@ -169,16 +169,16 @@ def test_without_augmentation_samples_are_the_image_and_its_labels(variant: str,
                 np.testing.assert_array_equal(bits, truth[:, y : y + 48, x : x + 48])
 
 
-def test_read_split(phantom_root: Path) -> None:
+def test_split_of_the_configured_fold(phantom_root: Path) -> None:
     cfg = settings_of(phantom_root)
-    train, val = read_split(cfg, "sliding")
+    train, val = split(cfg, "sliding")
     assert len(train) == 8 and len(val) == 4
     assert not {r.subject for r in train} & {r.subject for r in val}
     one_less = settings_of(phantom_root, exclude=(train[0].key,))
-    left = {r.key for part in read_split(one_less, "sliding_exclude") for r in part}
+    left = {r.key for part in split(one_less, "sliding_exclude") for r in part}
     assert left == {r.key for r in [*train, *val]} - {train[0].key}
     with pytest.raises(ConfigProblem, match="exclude: no training image is called"):
-        read_split(settings_of(phantom_root, exclude=("ID999/x",)), "")
+        split(settings_of(phantom_root, exclude=("ID999/x",)), "")
 
 
 def test_two_words_of_classes(phantom_root: Path) -> None:

@@ -113,9 +113,7 @@ def test_bands_cover_each_row_once(stride: int) -> None:
 
 def test_a_band_stays_as_it_was_given() -> None:
     """The next band is computed in other memory."""
-    bands = []
-    for band in Sliding(linear(), 32, 8, 0.3, 4).bands(picture(90, 40)):
-        bands.append((band, band.clone()))
+    bands = [(band, band.clone()) for band in Sliding(linear(), 32, 8, 0.3, 4).bands(picture(90, 40))]
     assert all(torch.equal(kept, copy) for kept, copy in bands)
 
 
@@ -145,7 +143,6 @@ def test_styles(values: dict[str, Any], kind: type, window: int) -> None:
 
 
 def test_unknown_style() -> None:
-    with pytest.raises(ConfigProblem, match="did you mean inference_sliding"):
-        build_predictor(config.replace(Config(), {"inference_file": "inference.infrence_slidin"}), Identity())
-    with pytest.raises(ConfigProblem, match="unknown"):
-        build_predictor(config.replace(Config(), {"inference_file": "inference.inference_sliding_x"}), Identity())
+    for name in ("inference.infrence_slidin", "inference.inference_sliding_x"):
+        with pytest.raises(ConfigProblem, match=r"is unknown.*inference\.inference"):
+            build_predictor(config.replace(Config(), {"inference_file": name}), Identity())

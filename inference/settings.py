@@ -1,0 +1,19 @@
+"""Names in the settings, spelt out. Imports nothing slow, for --print_config."""
+
+from __future__ import annotations
+
+import config
+from config import Config
+from engine.names import resolve
+from model.losses import canonical_name
+
+
+def full_names(cfg: Config) -> Config:
+    """`cfg` with full names where short or differently spelt ones were given.
+
+    Raises:
+        ConfigProblem: a name that no file answers to.
+    """
+    fields = {"model_file": "model", "dataset_file": "dataset", "inference_file": "inference"}
+    names = {field: str(resolve(package, config.get(cfg, field))) for field, package in fields.items()}
+    return config.replace(cfg, {**names, "loss": canonical_name(cfg.loss.loss)})
