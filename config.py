@@ -261,8 +261,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "stride": 64,
         "base_channels": 32,
         "lr": 4e-3,
-        "epoch": 14,
-        "val_interval": 2,
+        "epoch": 12,
+        "val_interval": 3,
     },
     "smoke": {
         "exp_name": "smoke",

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from dataset.phantom import write_phantom_set  # before any test imports torch: see engine/__init__.py
+
 
 @pytest.fixture(scope="session")
 def phantom_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny data set: 6 training and 2 test subjects, two hands each, 128 px. Read it, don't change it."""
-    from dataset.phantom import write_phantom_set
-
     root = tmp_path_factory.mktemp("phantom") / "set"
     write_phantom_set(root, train_subjects=6, test_subjects=2, size=128, seed=3)
     return root

@@ -218,7 +218,8 @@ def test_names_in_any_case(name: str, canonical: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "near"), [("Combined_Focl_Dice", "Focal"), ("dise", "Dice"), ("BCEE", "BCE"), ("Combined_BCE_Dicee", "Dice")]
+    ("name", "near"),
+    [("Combined_Focl_Dice", "Focal"), ("dise", "Dice"), ("BCEE", "BCE"), ("Combined_BCE_Dicee", "Dice")],
 )
 def test_unknown_terms(name: str, near: str) -> None:
     with pytest.raises(ConfigProblem, match=rf"'{name}'.*is no term; terms are BCE, Dice, Focal.*did you mean {near}"):
