@@ -1,5 +1,7 @@
 # Two commands on a fresh machine: `make demo` and `make test`. Each sets up .venv first; the second time that is instant.
-PYTHON ?= $(firstword $(shell command -v python3.12 python3.11 python3))
+# The first that really runs and is new enough: a version manager's stand-in can be on the PATH without its Python.
+PYTHON ?= $(shell for p in python3.12 python3.11 python3 python; do \
+	$$p -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 
 .PHONY: demo smoke test test-full setup lint help
@@ -26,7 +28,7 @@ lint: setup      ## ruff and mypy
 setup: .venv/.done ## .venv with the pinned packages
 
 .venv/.done: requirements.txt pyproject.toml
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v in ((3, 11), (3, 12)) else f"Python 3.11 or 3.12 is needed, this is {v[0]}.{v[1]}: give make PYTHON=/path/to/python3.12")'
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 is needed: install one, or give make PYTHON=/path/to/it."; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --disable-pip-version-check -q -r requirements.txt
 	$(BIN)/python -m pip install --disable-pip-version-check -q --no-deps --no-build-isolation -e .

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,6 +125,10 @@ def load_state(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileProblem(f"{path} does not exist: give the experiment's name with --exp_name, or train it first.")
     try:
+        if zipfile.is_zipfile(path):  # torch itself doesn't look at the checksums that it writes
+            with zipfile.ZipFile(path) as archive:
+                if part := archive.testzip():
+                    raise zipfile.BadZipFile(f"checksum of {part}")
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise FileProblem(

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import timm
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
@@ -178,8 +177,8 @@ def no_network(*args: Any, **kwargs: Any) -> None:
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_pretrained_without_network(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(smp.encoders, "hf_hub_download", no_network)
-    monkeypatch.setattr(timm.models._hub, "hf_hub_download", no_network)
-    monkeypatch.setattr(timm.models._builder, "load_state_dict_from_url", no_network)
+    monkeypatch.setattr("timm.models._hub.hf_hub_download", no_network)
+    monkeypatch.setattr("timm.models._builder.load_state_dict_from_url", no_network)
     with pytest.raises(ConfigProblem) as problem:
         build(settings_of(name, pretrained=True))
     said = str(problem.value)
