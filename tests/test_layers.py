@@ -126,3 +126,25 @@ def test_the_reader_of_imports(text: str, found: set[str], tmp_path: Path, monke
     path.parent.mkdir(parents=True)
     path.write_text(text)
     assert imports(path) == found
+
+
+DISTRIBUTIONS = {"cv2": "opencv-python-headless"}
+"""Import name -> name in requirements.txt, where they differ."""
+
+
+def test_everything_imported_is_pinned() -> None:
+    """A package that only lies in someone's environment breaks the first fresh clone."""
+    pinned = {
+        line.split("==")[0].casefold().replace("_", "-")
+        for line in (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+        if "==" in line
+    }
+    ours = {path.stem for path in [*ROOT.glob("*.py"), *ROOT.glob("tests/*.py")]} | {path.name for path in ROOT.iterdir() if path.is_dir()}
+    folders = ("engine", "dataset", "model", "inference", "tests")
+    for path in [*ROOT.glob("*.py"), *(path for folder in folders for path in (ROOT / folder).rglob("*.py"))]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) and node.module and not node.level else []
+            for top in {name.split(".")[0] for name in names} - ours - sys.stdlib_module_names:
+                wanted = DISTRIBUTIONS.get(top, top).casefold().replace("_", "-")
+                assert wanted in pinned, f"{path} imports {top}, which requirements.txt does not pin"
