@@ -70,7 +70,7 @@ def _command(argv: list[str], parsed: flags.Parsed[Commands], commands: Commands
     if commands.dry_run:
         return _dry_run(cfg)
     if commands.bg:
-        _check_folder(cfg)
+        _dry_run(cfg)  # what is wrong shows here and not in a log that nobody reads
         # The last flag wins, however --bg was spelt: a child that still saw it would start another, for ever.
         print(background.start([os.path.abspath(__file__), *argv, "--no_bg"], cfg.run.exp_name))
         return 0

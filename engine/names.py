@@ -7,6 +7,7 @@ inference style is adding a file, or a row to a file's table of variants.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -68,9 +69,11 @@ def all_names(package: str) -> list[str]:
     return names
 
 
-def check_variant(name: Name, variants: object, hint: str = "") -> None:
-    """Raise ConfigProblem where the variant is not in the module's table."""
-    known = list(variants)  # type: ignore[call-overload]
-    if name.variant not in known:
-        shown = ", ".join(str(Name(name.package, name.stem, v)) for v in known)
-        raise ConfigProblem(f"{name} is unknown: {name.stem} has {shown}{suggest(name.variant, known)}{hint}")
+def check_variant(name: Name, variants: Iterable[str]) -> None:
+    """Raise ConfigProblem where the variant is not in the module's table; near names may be of other modules."""
+    known = list(variants)
+    if name.variant in known:
+        return
+    shown = [str(Name(name.package, name.stem, variant)) for variant in known]
+    near = suggest(str(name), [*shown, *(str(Name(name.package, stem, "")) for stem in stems(name.package))])
+    raise ConfigProblem(f"{name} is unknown: {name.stem} has {', '.join(shown)}{near}.")

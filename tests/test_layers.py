@@ -128,7 +128,7 @@ def test_the_reader_of_imports(text: str, found: set[str], tmp_path: Path, monke
     assert imports(path) == found
 
 
-DISTRIBUTIONS = {"cv2": "opencv-python-headless"}
+DISTRIBUTIONS = {"cv2": "opencv-python-headless", "PIL": "pillow"}
 """Import name -> name in requirements.txt, where they differ."""
 
 
@@ -139,7 +139,8 @@ def test_everything_imported_is_pinned() -> None:
         for line in (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
         if "==" in line
     }
-    ours = {path.stem for path in [*ROOT.glob("*.py"), *ROOT.glob("tests/*.py")]} | {path.name for path in ROOT.iterdir() if path.is_dir()}
+    ours = {path.stem for path in [*ROOT.glob("*.py"), *ROOT.glob("tests/*.py")]}
+    ours |= {path.name for path in ROOT.iterdir() if path.is_dir()}
     folders = ("engine", "dataset", "model", "inference", "tests")
     for path in [*ROOT.glob("*.py"), *(path for folder in folders for path in (ROOT / folder).rglob("*.py"))]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
