@@ -261,7 +261,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "stride": 64,
         "base_channels": 32,
         "lr": 4e-3,
-        "epoch": 9,
+        "epoch": 12,
         "val_interval": 3,
     },
     "smoke": {

@@ -5,6 +5,7 @@ The lowest layer beside config: nothing here imports dataset, model or inference
 
 import os
 
-# Before torch loads OpenMP, whose threads otherwise spin while they wait for each other. With one other busy process on
-# two cores, a training step took 9.2 s spinning and 1.0 s sleeping; 0.6 s both ways with the cores to itself.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Before torch loads OpenMP: its threads spin for milliseconds when they wait for each other, which is fatal where other
+# processes want the same cores. A step of the demo on two cores took 0.60 s by default and 0.56 s so; beside a running
+# test suite 1.5-1.7 s and 1.2 s, and 9 s by default beside two busy processes. OMP_WAIT_POLICY=PASSIVE: 0.67 s alone.
+os.environ.setdefault("GOMP_SPINCOUNT", "3000")

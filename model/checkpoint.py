@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 import config
@@ -70,7 +70,7 @@ def save_weights(path: Path, weights: Mapping[str, Tensor], cfg: Config, score: 
     }
     header["sha256"] = _digest(plain, header)
     with atomic_path(path) as temporary:
-        save_file(plain, temporary, metadata=header)
+        temporary.write_bytes(save(plain, metadata=header))  # save_file hides a full disk in an error of its own
 
 
 def read_checkpoint(path: Path) -> Checkpoint:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pickle
@@ -226,3 +227,15 @@ def test_damaged_training_states(state_file: Path, tmp_path: Path) -> None:
     assert refusals > 0.7 * len(places)
     state_file.write_text("no state")
     refused(state_file, state=True)
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """safetensors' own writer reports a full disk as an error of its own kind, which nobody would catch."""
+
+    def full(self: Path, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(FileProblem, match=r"disk is full.*best\.safetensors"):
+        save_weights(tmp_path / "best.safetensors", {"x": torch.zeros(3)}, Config(), 0.5, 1)
+    assert list(tmp_path.iterdir()) == []
