@@ -11,17 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from reference import pack
 
 from inference.metrics import DiceTable, count_bits, dice_from_counts
 
 FEW = settings(derandomize=True, max_examples=50, deadline=None)
-
-
-def pack(masks: NDArray[np.bool_]) -> NDArray[np.int32]:
-    words = np.zeros((-(-len(masks) // 32), *masks.shape[1:]), np.uint32)
-    for k, mask in enumerate(masks):
-        words[k // 32] |= mask.astype(np.uint32) << np.uint32(k % 32)
-    return words.view(np.int32)
 
 
 def formula(pred: NDArray[np.bool_], true: NDArray[np.bool_]) -> NDArray[np.float64]:

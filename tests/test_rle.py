@@ -10,25 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
+from reference import competition_rle, pack
 
 from inference.rle import decode_bits, decode_rle, encode_bits, flat_words, parse_runs
 
 FEW = settings(derandomize=True, max_examples=60, deadline=None)
-
-
-def competition_rle(mask: NDArray[np.bool_]) -> str:
-    pixels = mask.flatten()
-    pixels = np.concatenate([[0], pixels, [0]])
-    runs = np.where(pixels[1:] != pixels[:-1])[0] + 1
-    runs[1::2] -= runs[::2]
-    return " ".join(str(x) for x in runs)
-
-
-def pack(masks: NDArray[np.bool_]) -> NDArray[np.int32]:
-    words = np.zeros((-(-len(masks) // 32), *masks.shape[1:]), np.uint32)
-    for k, mask in enumerate(masks):
-        words[k // 32] |= mask.astype(np.uint32) << np.uint32(k % 32)
-    return words.view(np.int32)
 
 
 @st.composite

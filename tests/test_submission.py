@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from reference import competition_rle, pack
 
 import inference.submission as submission
 from config import HAND_BONES
@@ -30,21 +31,6 @@ b.png,Radius,18 1
 b.png,Ulna,1 18
 b.png,Capitate,
 """
-
-
-def competition_rle(mask: NDArray[np.bool_]) -> str:
-    pixels = mask.flatten()
-    pixels = np.concatenate([[0], pixels, [0]])
-    runs = np.where(pixels[1:] != pixels[:-1])[0] + 1
-    runs[1::2] -= runs[::2]
-    return " ".join(str(x) for x in runs)
-
-
-def pack(masks: NDArray[np.bool_]) -> NDArray[np.int32]:
-    words = np.zeros((-(-len(masks) // 32), *masks.shape[1:]), np.uint32)
-    for k, mask in enumerate(masks):
-        words[k // 32] |= mask.astype(np.uint32) << np.uint32(k % 32)
-    return words.view(np.int32)
 
 
 def write_good(path: Path) -> None:
