@@ -278,8 +278,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "stride": 32,
         "base_channels": 16,
         "lr": 4e-3,
-        "epoch": 36,
-        "val_interval": 12,
+        "epoch": 32,
+        "val_interval": 16,
     },
 }
 """Preset name -> the fields that differ from the defaults."""
