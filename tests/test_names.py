@@ -229,5 +229,5 @@ def test_lists_are_one_name_a_line(flag: str, listed: list[str], capsys: pytest.
 def test_a_module_may_list_its_variants_in_any_collection() -> None:
     for variants in ({"": 1, "w48": 2}, ("", "w48"), ["", "w48"]):
         check_variant(Name("model", "model_x", "w48"), SimpleNamespace(VARIANTS=variants).VARIANTS)
-        with pytest.raises(ConfigProblem, match=r"model\.model_x_w47 is unknown: .*did you mean w48"):
+        with pytest.raises(ConfigProblem, match=r"model\.model_x_w47 is unknown: .*did you mean model\.model_x_w48"):
             check_variant(Name("model", "model_x", "w47"), variants)

@@ -587,14 +587,15 @@ def test_every_preset_passes_a_dry_run(preset: str, tmp_path: Path, monkeypatch:
 
 @pytest.mark.parametrize("spelling", [["--bg"], ["--bg", "True"], ["--bg=yes"], ["--no_bg", "--bg"]], ids=str)
 def test_the_background_run_is_the_same_but_in_the_foreground(
-    spelling: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    spelling: list[str], tmp_path: Path, phantom_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A child that goes to the background again would start children for ever."""
     started: list[tuple[list[str], str]] = []
     monkeypatch.setattr(background, "start", lambda argv, name: started.append((argv, name)) or "started")
-    argv = ["--output_dir", str(tmp_path), "--exp_name", "x", "--epoch", "3"]
+    argv = tiny(phantom_root, tmp_path, "x")
     code, out, _ = run(*argv[:2], *spelling, *argv[2:])
-    assert (code, out) == (0, "started\n")
+    assert code == 0
+    assert out.endswith("started\n")
     ((script, *rest), name), = started
     assert (Path(script), name) == (ROOT / "run_exp.py", "x")
     parsed, commands = flags.parse(rest, run_exp.Commands, "")
@@ -602,16 +603,20 @@ def test_the_background_run_is_the_same_but_in_the_foreground(
     assert parsed.cfg == flags.parse(argv, run_exp.Commands, "")[0].cfg
 
 
-def test_a_background_run_reports_to_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "repo").mkdir()
-    monkeypatch.chdir(tmp_path / "repo")
-    code, out, _ = run(*FIRST, "--bg")
+def test_a_background_run_reports_to_its_log(tmp_path: Path, phantom_root: Path) -> None:
+    code, out, _ = run(*tiny(phantom_root, tmp_path, "behind"), "--bg")
     assert code == 0
-    pid, log = re.search(r"kill (\d+)", out), Path("log/My_First_Exp.log")
+    pid, log = re.search(r"kill (\d+)", out), Path("log/behind.log")
     assert pid is not None
     assert str(log) in out
-    assert os.waitstatus_to_exitcode(os.waitpid(int(pid[1]), 0)[1]) == 1
-    lines = log.read_text().splitlines()
-    assert lines[0].startswith("--- ")
-    assert lines[1].startswith("error: ../data/train/DCM")
-    assert len(lines) == 2
+    assert os.waitstatus_to_exitcode(os.waitpid(int(pid[1]), 0)[1]) == 0
+    assert log.read_text().startswith("--- ")
+    assert "test Dice" in log.read_text()
+    assert (tmp_path / "behind/inference/test/submission.csv").exists()
+
+
+def test_what_cannot_run_does_not_go_to_the_background() -> None:
+    code, _, err = run(*FIRST, "--bg")
+    assert code == 1
+    assert err.startswith("error: ../data/train/DCM holds no images")
+    assert not Path("log").exists()
