@@ -1,4 +1,4 @@
-"""What a run stands on: files, progress, names, random numbers, optimizer, schedule, run state, processes.
+"""What a run stands on: flags, files, progress, names, packed words, optimizer and schedule, metrics.csv, stopping.
 
 The lowest layer beside config: nothing here imports dataset, model or inference.
 """
