@@ -2,7 +2,7 @@
 
 Edit the defaults below, or override them on the command line: every field is one flag (`--stride 256`). Precedence is
 defaults < `--config saved.json` < `--preset name` < flags. The defaults are the hand-bone competition's. This module
-imports nothing slow: `--help` and `--print_config` must answer at once.
+imports nothing slow: `--help` and `--print_config` must answer at once. engine/settings.py reads, replaces and checks.
 """
 
 from __future__ import annotations
@@ -11,11 +11,9 @@ import dataclasses
 import difflib
 import hashlib
 import json
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -56,7 +54,8 @@ class Data:
     data_root: Annotated[str, also("data_dir")] = "../data"
     """Folder of the competition tree: train/DCM, train/outputs_json, test/DCM."""
     dataset_file: Annotated[str, also("dataset")] = "dataset.dataset_sliding"
-    """Loader: dataset.dataset reads whole images, dataset.dataset_sliding windows; `--list_datasets` has all."""
+    """Loader: dataset.dataset (OpenCV), dataset.dataset_dali or dataset.dataset_resident, with any of the switches
+    _sliding _clahe _exclude _flip _crop _preprocessed behind it; `--list_datasets` has all."""
     classes: tuple[str, ...] = HAND_BONES
     """Class names in the order of the output channels and of the CSV."""
     exclude: tuple[str, ...] = ()
@@ -64,10 +63,29 @@ class Data:
     competition's known bad labels."""
     n_folds: int = 5
     """Folds that the training subjects are cut into; both hands of a subject are always in one fold."""
+    stratify: tuple[str, ...] = ()
+    """Columns of meta_data.xlsx that every fold gets its share of: sex, age, height, weight, bent."""
+    fold_file: str = ""
+    """CSV of subject,fold: written where it does not exist yet, else read, so that it can be edited."""
+    holdout: str = ""
+    """Validates instead of a fold: a text file of subjects, subject/stem or image names, or a split folder in data_root
+    beside train (val)."""
     fold: int = 0
     """The fold that validates, 0 to n_folds - 1."""
     split_seed: int = 42
     """Seed of the folds, apart from `seed` so that runs with other seeds validate on the same subjects."""
+    cache: Literal["none", "ram", "disk"] = "none"
+    """Keep decoded images as uint8: in memory, or in one file that workers, ranks and later runs share."""
+    cache_dir: str = ""
+    """Folder of the disk cache; empty takes <data_root>/cache."""
+    preprocessed_dir: str = ""
+    """Folder of the JPEG tree that scripts/preprocess_to_jpeg.py wrote; empty takes <data_root>/jpeg."""
+    clahe_clip: float = 2.0
+    """Clip limit of CLAHE (loaders with _clahe), in OpenCV's unit: multiples of a flat histogram's bin."""
+    clahe_tiles: int = 8
+    """Tiles of CLAHE along each side (loaders with _clahe)."""
+    bad_image: Literal["error", "skip"] = "error"
+    """What a file that can't be read does in training: stop the run, or be replaced by the next image, named once."""
 
 
 @dataclass(frozen=True)
@@ -99,27 +117,137 @@ class Window:
     window_batch: int = 4
     """Windows that go through the network together at inference."""
     windows_per_image: int = 4
-    """Random training windows per image and epoch (sliding loaders)."""
+    """Training windows per image and epoch (sliding loaders with random or balanced windows)."""
+    window_mode: Literal["random", "grid", "balanced"] = "random"
+    """Where training windows lie: anywhere, on the grid that inference uses, or around a random bone of each image."""
+
+
+Range = tuple[float, float, float]
+"""Lowest value, highest value, probability: with that probability a value is drawn evenly between the two."""
+
+OFF: Range = (0.0, 0.0, 0.0)
+
+AUGMENT_SETS: dict[str, dict[str, Range]] = {
+    "none": {},
+    "light": {
+        "shift": (-0.05, 0.05, 1.0),
+        "scale": (-0.1, 0.1, 1.0),
+        "rotate": (-10.0, 10.0, 1.0),
+        "brightness": (-0.1, 0.1, 1.0),
+        "contrast": (-0.1, 0.1, 1.0),
+        "gamma": (-0.2, 0.2, 1.0),
+        "noise": (0.0, 0.02, 1.0),
+    },
+    "medium": {
+        "shift": (-0.05, 0.05, 1.0),
+        "scale": (-0.15, 0.15, 1.0),
+        "rotate": (-20.0, 20.0, 1.0),
+        "shear": (-5.0, 5.0, 0.3),
+        "elastic": (0.002, 0.01, 0.2),
+        "brightness": (-0.15, 0.15, 1.0),
+        "contrast": (-0.2, 0.2, 1.0),
+        "gamma": (-0.4, 0.4, 1.0),
+        "clahe": (1.0, 3.0, 0.2),
+        "low_resolution": (0.5, 0.9, 0.1),
+        "blur": (0.5, 1.5, 0.1),
+        "noise": (0.0, 0.04, 0.5),
+        "coarse_dropout": (0.02, 0.1, 0.1),
+    },
+    "heavy": {
+        "shift": (-0.1, 0.1, 1.0),
+        "scale": (-0.3, 0.3, 1.0),
+        "rotate": (-45.0, 45.0, 1.0),
+        "shear": (-10.0, 10.0, 0.5),
+        "resized_crop": (0.5, 1.0, 0.3),
+        "hflip": (1.0, 1.0, 0.5),
+        "vflip": (1.0, 1.0, 0.1),
+        "elastic": (0.005, 0.02, 0.3),
+        "grid_distortion": (0.1, 0.3, 0.2),
+        "brightness": (-0.25, 0.25, 1.0),
+        "contrast": (-0.4, 0.4, 1.0),
+        "gamma": (-0.8, 0.8, 1.0),
+        "clahe": (1.0, 4.0, 0.3),
+        "retinex": (0.2, 0.6, 0.1),
+        "edges": (0.1, 0.3, 0.1),
+        "sharpen": (0.1, 0.5, 0.2),
+        "low_resolution": (0.3, 0.9, 0.2),
+        "blur": (0.5, 2.5, 0.2),
+        "motion_blur": (3.0, 11.0, 0.1),
+        "noise": (0.0, 0.08, 0.7),
+        "coarse_dropout": (0.02, 0.15, 0.3),
+    },
+    "hand": {
+        "shift": (-0.05, 0.05, 1.0),
+        "scale": (-0.15, 0.15, 1.0),
+        "rotate": (-30.0, 30.0, 0.7),
+        "elastic": (0.002, 0.01, 0.2),
+        "brightness": (-0.15, 0.15, 1.0),
+        "contrast": (-0.3, 0.3, 1.0),
+        "gamma": (-0.8, 0.8, 1.0),
+        "clahe": (1.0, 3.0, 0.3),
+        "noise": (0.0, 0.05, 1.0),
+    },
+}
+"""Set name -> the augmentations that it turns on. hand is for radiographs of hands: wrists bend, the tones of machines
+differ, and a hand is never mirrored, which would turn a left one into a right one."""
 
 
 @dataclass(frozen=True)
 class Augment:
-    rotate: float = 10.0
-    """Largest rotation either way, degrees."""
-    scale: float = 0.1
-    """Largest relative change of size either way."""
-    shift: float = 0.05
-    """Largest shift either way, as a share of the resized image's long side (whole-image loaders)."""
-    flip: float = 0.0
-    """Probability of a horizontal flip; a flipped left hand looks like a right one."""
-    brightness: float = 0.1
-    """Largest addition either way; grey values run from 0 to 1."""
-    contrast: float = 0.1
-    """Largest relative change of contrast either way."""
-    gamma: float = 0.2
-    """Largest change of the logarithm (base 2) of gamma either way."""
-    noise: float = 0.02
-    """Largest standard deviation of added Gaussian noise; grey values run from 0 to 1."""
+    augment: Literal["none", "light", "medium", "heavy", "hand"] = "light"
+    """Set of augmentations: gives all of the following their values, single ones may then be changed. Each has three
+    numbers: lowest value, highest value, probability (0 turns it off)."""
+    shift: Range = AUGMENT_SETS["light"]["shift"]
+    """Shift along each axis, as a share of the image's long side (no effect where windows are cut out of an image)."""
+    scale: Range = AUGMENT_SETS["light"]["scale"]
+    """Relative change of size: 0.1 enlarges by a tenth."""
+    rotate: Range = AUGMENT_SETS["light"]["rotate"]
+    """Rotation, degrees clockwise."""
+    shear: Range = OFF
+    """Slant of the vertical edges, degrees."""
+    resized_crop: Range = OFF
+    """Crop of this share of the window's area, 3:4 to 4:3 in shape, resized to the window (Szegedy 2015,
+    arXiv:1409.4842)."""
+    hflip: Range = OFF
+    """Horizontal flip; a flipped left hand looks like a right one. Its values have no effect, its probability has."""
+    vflip: Range = OFF
+    """Vertical flip; its values have no effect, its probability has."""
+    elastic: Range = OFF
+    """Elastic distortion: its root-mean-square displacement as a share of the window's side (Simard 2003)."""
+    grid_distortion: Range = OFF
+    """Distortion by a 5 x 5 grid: largest move of a grid line, as a share of its cell."""
+    brightness: Range = AUGMENT_SETS["light"]["brightness"]
+    """Addition to grey values, which run from 0 to 1."""
+    contrast: Range = AUGMENT_SETS["light"]["contrast"]
+    """Relative change of the distance from mid grey."""
+    gamma: Range = AUGMENT_SETS["light"]["gamma"]
+    """Logarithm (base 2) of the exponent: 1 squares grey values, -1 takes their root."""
+    clahe: Range = OFF
+    """Contrast-limited adaptive histogram equalisation of the window (Zuiderveld 1994): clip limit."""
+    retinex: Range = OFF
+    """Single-scale retinex (Jobson 1997): share that it has in the sum with the window."""
+    edges: Range = OFF
+    """Edge filter: share that the Sobel gradient's magnitude has in the sum with the window."""
+    sharpen: Range = OFF
+    """Share that the sharpened window has in the sum with the window."""
+    low_resolution: Range = OFF
+    """Shrink to this share of the resolution and enlarge again."""
+    blur: Range = OFF
+    """Gaussian blur: standard deviation, px of the window."""
+    motion_blur: Range = OFF
+    """Blur along a line of this length, px of the window, in a random direction."""
+    noise: Range = AUGMENT_SETS["light"]["noise"]
+    """Gaussian noise: standard deviation; grey values run from 0 to 1."""
+    coarse_dropout: Range = OFF
+    """Coarse dropout: side of up to 8 black boxes, as a share of the window's side; labels stay."""
+    copy_paste: Range = OFF
+    """Number of small bones of another image's window that are pasted over this one, with all labels under them
+    (Ghiasi 2021, arXiv:2012.07177)."""
+    mixup: Range = OFF
+    """Sum with another image's window that has this share (Zhang 2018, arXiv:1710.09412); labels of both are kept,
+    as bones overlap anyhow."""
+    cutmix: Range = OFF
+    """A box of this share of the area comes from another image's window, labels too (Yun 2019, arXiv:1905.04899)."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +258,9 @@ class Model:
     """Channels of the first stage (model_simple_unet and model_nnunet); deeper stages double them."""
     dropout: float = 0.0
     """Share of decoder features dropped while training (model_simple_unet, model_nnunet); 0 is none."""
+    normalize: Literal["unit", "dataset", "imagenet", "image"] = "dataset"
+    """Grey values that the network sees: 0 to 1; or minus mean over standard deviation of the competition's images, of
+    ImageNet's, or of each image or window itself."""
     pretrained: bool = False
     """Start the encoder from ImageNet weights (model_unet, model_deeplabv3plus); needs the network once."""
 
@@ -219,16 +350,8 @@ class Config:
 
     def hash(self) -> str:
         """First 12 hex digits of the SHA-256 of all settings."""
-        return hashlib.sha256(json.dumps(to_record(self), sort_keys=True).encode()).hexdigest()[:12]
+        return hashlib.sha256(json.dumps(dataclasses.asdict(self), sort_keys=True).encode()).hexdigest()[:12]
 
-
-SECTIONS: dict[str, type] = get_type_hints(Config)
-SECTION_OF: dict[str, str] = {f.name: section for section, kind in SECTIONS.items() for f in fields(kind)}
-"""Field name -> the section that holds it."""
-TYPE_OF: dict[str, Any] = {
-    name: hint for kind in SECTIONS.values() for name, hint in get_type_hints(kind, include_extras=False).items()
-}
-"""Field name -> its type, without the flag's other spellings."""
 
 LIGHT: dict[str, Any] = {
     "model_file": "model.model_simple_unet_quarter",
@@ -237,12 +360,12 @@ LIGHT: dict[str, Any] = {
     "windows_per_image": 1,
     "warmup_epochs": 0.5,
     "workers": 0,
-    "rotate": 15.0,
-    "scale": 0.15,
-    "brightness": 0.15,
-    "contrast": 0.3,
-    "gamma": 0.8,
-    "noise": 0.05,
+    "rotate": (-15.0, 15.0, 1.0),
+    "scale": (-0.15, 0.15, 1.0),
+    "brightness": (-0.15, 0.15, 1.0),
+    "contrast": (-0.3, 0.3, 1.0),
+    "gamma": (-0.8, 0.8, 1.0),
+    "noise": (0.0, 0.05, 1.0),
 }
 """What trains in minutes on two CPU cores. Loading in the training process: a worker would take a core from it. Strong
 changes of grey values, for radiographs of other machines."""
@@ -289,109 +412,6 @@ VALUE_ALIASES: dict[str, dict[str, str]] = {"scheduler": {"cosine": "CosineAnnea
 BARE_VALUES: dict[str, str] = {"save_masks": "class"}
 """Field -> what its flag means without a value."""
 
-LIMITS: dict[str, tuple[float, float]] = {
-    "n_folds": (2, 100),
-    "phantom_train": (2, 10000),
-    "phantom_test": (1, 10000),
-    "phantom_size": (128, 2048),
-    "image_size": (32, 16384),
-    "window_size": (32, 8192),
-    "stride": (1, 8192),
-    "gaussian_sigma": (0.01, 10),
-    "window_batch": (1, 4096),
-    "windows_per_image": (1, 4096),
-    "rotate": (0, 180),
-    "scale": (0, 0.9),
-    "shift": (0, 1),
-    "flip": (0, 1),
-    "brightness": (0, 1),
-    "contrast": (0, 1),
-    "gamma": (0, 3),
-    "noise": (0, 1),
-    "base_channels": (1, 1024),
-    "dropout": (0, 0.95),
-    "focal_alpha": (0, 1),
-    "focal_gamma": (0, 10),
-    "epoch": (1, 100000),
-    "batch_size": (1, 4096),
-    "accumulate": (1, 4096),
-    "lr": (1e-9, 10),
-    "weight_decay": (0, 10),
-    "min_lr": (0, 10),
-    "warmup_epochs": (0, 100000),
-    "warmup_min_lr": (0, 10),
-    "grad_clip": (0, 1e9),
-    "workers": (0, 256),
-    "val_interval": (1, 100000),
-    "threshold": (0.001, 0.999),
-    "resize_to": (0, 16384),
-    "seed": (0, 2**63 - 1),
-    "split_seed": (0, 2**32 - 1),
-    "phantom_seed": (0, 2**32 - 1),
-}
-"""Field -> smallest and largest value."""
-
-
-def get(cfg: Config, name: str) -> Any:
-    """The value of a field by its flat name."""
-    return getattr(getattr(cfg, SECTION_OF[name]), name)
-
-
-def replace(cfg: Config, values: Mapping[str, Any]) -> Config:
-    """A copy with `values` (flat field name -> value); each is checked against the field's type.
-
-    Raises:
-        ConfigProblem: unknown names (with the nearest ones) and values of another type, all at once.
-    """
-    problems: list[str] = []
-    changes: dict[str, dict[str, Any]] = {}
-    for name, value in values.items():
-        if name not in SECTION_OF:
-            problems.append(f"unknown field {name!r}{suggest(name, SECTION_OF)}")
-            continue
-        try:
-            changes.setdefault(SECTION_OF[name], {})[name] = coerce(name, value)
-        except ValueError as error:
-            problems.append(str(error))
-    if problems:
-        raise ConfigProblem("; ".join(problems) + ".")
-    sections = {section: dataclasses.replace(getattr(cfg, section), **c) for section, c in changes.items()}
-    return dataclasses.replace(cfg, **sections)
-
-
-def coerce(name: str, value: Any) -> Any:
-    """`value` as the type of field `name`: JSON lists become tuples, whole numbers floats, values lose their case."""
-    kind = TYPE_OF[name]
-    if get_origin(kind) is tuple:
-        item = get_args(kind)[0]
-        if isinstance(value, (list, tuple)) and all(_is(v, item) for v in value):
-            return tuple(item(v) for v in value)
-        raise ValueError(f"{name}: {value!r} is not a list of {item.__name__}")
-    if get_origin(kind) is Literal:
-        match = canonical(name, value) if isinstance(value, str) else value
-        if match in get_args(kind):
-            return match
-        choices = ", ".join(map(str, get_args(kind)))
-        raise ValueError(f"{name}: {value!r} is none of {choices}{suggest(str(value), get_args(kind))}")
-    if not _is(value, kind):
-        raise ValueError(f"{name}: {value!r} is not of type {kind.__name__}")
-    return kind(value)
-
-
-def canonical(name: str, text: str) -> str:
-    """The value of a closed set that `text` means, whatever its case; `text` itself where there is none."""
-    known = {str(choice).casefold(): str(choice) for choice in get_args(TYPE_OF[name])}
-    known |= VALUE_ALIASES.get(name, {})
-    return known.get(text.casefold(), text)
-
-
-def _is(value: Any, kind: type) -> bool:
-    if kind is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    if kind is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, kind)
-
 
 def suggest(name: str, known: Any) -> str:
     """` (did you mean …?)` where something known is near, else nothing."""
@@ -400,100 +420,7 @@ def suggest(name: str, known: Any) -> str:
     return f" (did you mean {' or '.join(folded[n] for n in near)}?)" if near else ""
 
 
-def to_record(cfg: Config) -> dict[str, dict[str, Any]]:
-    """Plain JSON values by section, as config.json and every checkpoint hold them."""
-    record: dict[str, dict[str, Any]] = json.loads(json.dumps(dataclasses.asdict(cfg)))
-    return record
-
-
-def from_record(record: Any, where: str, base: Config | None = None) -> tuple[Config, set[str]]:
-    """Settings from a saved record (by section, or flat) on top of `base`, and the names of the fields it sets.
-
-    Raises:
-        ConfigProblem: not a JSON object, unknown keys, values of another type; the message begins with `where`.
-    """
-    if not isinstance(record, dict):
-        raise ConfigProblem(f"{where}: expected a JSON object of settings, found {type(record).__name__}.")
-    flat: dict[str, Any] = {}
-    problems: list[str] = []
-    for key, value in record.items():
-        if key in SECTIONS and isinstance(value, dict):
-            flat |= value
-        elif key in SECTION_OF:
-            flat[key] = value
-        elif key in SECTIONS:
-            problems.append(f"{key}: {value!r} is no JSON object of settings")
-        else:
-            problems.append(f"unknown key {key!r}{suggest(key, [*SECTIONS, *SECTION_OF])}")
-    try:
-        cfg = replace(base or Config(), flat)
-    except ConfigProblem as error:
-        problems.append(str(error).removesuffix("."))
-    if problems:
-        raise ConfigProblem(f"{where}: {'; '.join(problems)}.")
-    return cfg, set(flat)
-
-
 def loss_terms(name: str) -> list[str]:
     """The terms of a loss name: `Combined_Focal_Dice`, `focal_dice` -> Focal, Dice as written; `BCE` -> BCE."""
     parts = name.split("_")
     return parts[1:] if parts[0].casefold() == "combined" else parts
-
-
-def check(cfg: Config) -> None:
-    """Check the limits of every field and the rules between them.
-
-    Raises:
-        ConfigProblem: one line for each broken rule, all at once.
-    """
-    broken = [
-        f"{name} is {get(cfg, name)}, but must lie between {low:g} and {high:g}."
-        for name, (low, high) in LIMITS.items()
-        if not low <= get(cfg, name) <= high
-    ]
-    run, data, window, loss, train = cfg.run, cfg.data, cfg.window, cfg.loss, cfg.train
-    terms = loss_terms(loss.loss)
-    rules = [
-        (
-            not run.exp_name or run.exp_name.startswith(".") or any(c in run.exp_name for c in '/\\:*?"<>|\0'),
-            f"exp_name is {run.exp_name!r}, but names a folder: use letters, digits, '_', '-' and '.', not first '.'.",
-        ),
-        (run.resume and run.overwrite, "resume and overwrite contradict each other: give one of them."),
-        (
-            not 0 <= data.fold < data.n_folds,
-            f"fold is {data.fold}, but n_folds {data.n_folds} has folds 0 to {data.n_folds - 1}.",
-        ),
-        (not data.classes, "classes is empty: name at least one class."),
-        (len(set(data.classes)) < len(data.classes), f"classes has a name twice: {', '.join(data.classes)}."),
-        (
-            window.stride > window.window_size,
-            f"stride {window.stride} is larger than window_size {window.window_size}, so pixels between windows would "
-            f"have no prediction: lower --stride or raise --window_size.",
-        ),
-        (
-            window.window_size > window.image_size,
-            f"window_size {window.window_size} is larger than image_size {window.image_size}: lower --window_size or "
-            f"raise --image_size.",
-        ),
-        (not all(terms) or not terms, f"loss {loss.loss!r} names no term: combine terms as in Combined_Focal_Dice."),
-        (
-            bool(loss.loss_weights) and len(loss.loss_weights) != len(terms),
-            f"loss_weights has {len(loss.loss_weights)} values, but {loss.loss} has {len(terms)} terms "
-            f"({', '.join(terms)}): give one weight for each.",
-        ),
-        (
-            bool(loss.loss_weights) and not (min(loss.loss_weights) >= 0 and 0 < sum(loss.loss_weights) < math.inf),
-            f"loss_weights {loss.loss_weights} must be finite numbers, not negative and not all 0.",
-        ),
-        (
-            train.warmup_epochs > train.epoch,
-            f"warmup_epochs {train.warmup_epochs:g} is more than epoch {train.epoch}: lower --warmup_epochs.",
-        ),
-        (
-            train.min_lr > train.lr or train.warmup_min_lr > train.lr,
-            f"min_lr {train.min_lr:g} and warmup_min_lr {train.warmup_min_lr:g} must not exceed lr {train.lr:g}.",
-        ),
-    ]
-    broken += [sentence for wrong, sentence in rules if wrong]
-    if broken:
-        raise ConfigProblem("\n".join(broken))

@@ -15,6 +15,7 @@ import tyro
 
 import config
 from config import Config, ConfigProblem
+from engine import settings
 from engine.files import FileProblem, is_disk_full
 from engine.stop import EXIT_INTERRUPTED
 
@@ -89,15 +90,18 @@ def parse(argv: list[str], commands: type[C], description: str, base: Config | N
     cfg = base or Config()
     try:
         if path := given.get("config"):
-            cfg, names = config.from_record(_read_json(Path(path)), path, cfg)
+            cfg, names = settings.from_record(_read_json(Path(path)), path, cfg)
             sources |= dict.fromkeys(names, "file")
         if preset := given.get("preset"):
             preset = preset.casefold()
             if preset not in config.PRESETS:
                 near = config.suggest(preset, config.PRESETS)
                 usage_error(f"preset {preset!r} is none of {', '.join(config.PRESETS)}{near}")
-            cfg = config.replace(cfg, config.PRESETS[preset])
+            cfg = settings.replace(cfg, config.PRESETS[preset])
             sources |= dict.fromkeys(config.PRESETS[preset], "preset")
+        if chosen := settings.augment_set(given.get("augment")):
+            cfg = settings.replace(cfg, chosen)
+            sources |= dict.fromkeys(chosen, f"augment {given['augment'].casefold()}")
     except ConfigProblem as error:
         usage_error(str(error))
     line: Any = dataclasses.make_dataclass(
@@ -111,17 +115,17 @@ def parse(argv: list[str], commands: type[C], description: str, base: Config | N
         use_underscores=True,
         config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
     )
-    sources |= {name: "flag" for name in given if name in config.SECTION_OF}
+    sources |= {name: "flag" for name in given if name in settings.SECTION_OF}
     return Parsed(parsed.cfg, sources, parsed.commands), parsed.commands
 
 
 def describe(cfg: Config, sources: Mapping[str, str]) -> str:
     """All settings, one a line, each with its source."""
     lines = []
-    for section, kind in config.SECTIONS.items():
+    for section, kind in settings.SECTIONS.items():
         lines.append(f"[{section}]")
         for f in dataclasses.fields(kind):
-            value = json.dumps(config.to_record(cfg)[section][f.name], ensure_ascii=False)
+            value = json.dumps(settings.to_record(cfg)[section][f.name], ensure_ascii=False)
             lines.append(f"  {f.name} = {value}  ({sources.get(f.name, 'default')})")
     return "\n".join(lines)
 
@@ -138,7 +142,7 @@ def _read_json(path: Path) -> Any:
 def _known_flags(commands: type) -> dict[str, tuple[str, Any]]:
     """Every spelling of a flag -> (field name, type)."""
     known: dict[str, tuple[str, Any]] = {}
-    for kind in (commands, Source, *config.SECTIONS.values()):
+    for kind in (commands, Source, *settings.SECTIONS.values()):
         plain, annotated = get_type_hints(kind), get_type_hints(kind, include_extras=True)
         for f in dataclasses.fields(kind):
             known[f.name] = (f.name, plain[f.name])
@@ -175,7 +179,7 @@ def _normalise(argv: list[str], known: dict[str, tuple[str, Any]]) -> tuple[list
             out += [config.BARE_VALUES[name]] if name in config.BARE_VALUES else []
         elif get_origin(kind) is Literal:
             i += 1
-            out.append(config.canonical(name, value) if name in config.SECTION_OF else value)
+            out.append(settings.canonical(name, value) if name in settings.SECTION_OF else value)
             if out[-1] not in get_args(kind):
                 near = config.suggest(value, get_args(kind))
                 usage_error(f"{name}: {value!r} is none of {', '.join(map(str, get_args(kind)))}{near}")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import config
 from config import Config, ConfigProblem
-from engine import flags
+from engine import flags, settings
 from inference.settings import full_names
 
 if TYPE_CHECKING:
@@ -53,11 +53,11 @@ def _command(argv: list[str], asked: Config, style: str) -> int:
 
     chosen = asked.inference.checkpoint
     checkpoint = read_checkpoint(Path(chosen) if chosen else asked.folder / "best.safetensors")
-    base = config.replace(checkpoint.cfg, {"inference_file": style} if style else {})
+    base = settings.replace(checkpoint.cfg, {"inference_file": style} if style else {})
     parsed, commands = flags.parse(argv, Commands, DESCRIPTION, base=base)
     cfg = _settings(full_names(parsed.cfg), base, checkpoint)
     if commands.print_config:
-        print(flags.describe(cfg, dict.fromkeys(config.SECTION_OF, "checkpoint") | parsed.sources))
+        print(flags.describe(cfg, dict.fromkeys(settings.SECTION_OF, "checkpoint") | parsed.sources))
         return 0
     return _infer(cfg, checkpoint)
 
@@ -67,11 +67,11 @@ def _settings(cfg: Config, base: Config, checkpoint: Checkpoint) -> Config:
     from model.checkpoint import check_classes
 
     check_classes(checkpoint, cfg.data.classes)
-    changed = sorted(name for name in FIXED if config.get(cfg, name) != config.get(base, name))
+    changed = sorted(name for name in FIXED if settings.get(cfg, name) != settings.get(base, name))
     if changed:
-        said = "; ".join(f"{name} is {config.get(base, name)!r}, not {config.get(cfg, name)!r}" for name in changed)
+        said = "; ".join(f"{name} is {settings.get(base, name)!r}, not {settings.get(cfg, name)!r}" for name in changed)
         raise ConfigProblem(f"{checkpoint.path}: {said}. The training decided this: leave the flag out.")
-    config.check(cfg)
+    settings.check(cfg)
     return cfg
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import config
 from config import Config
+from dataset.switches import switches_of
+from engine import settings
 from engine.names import resolve
 from model.losses import canonical_name
 
@@ -12,8 +13,9 @@ def full_names(cfg: Config) -> Config:
     """`cfg` with full names where short or differently spelt ones were given.
 
     Raises:
-        ConfigProblem: a name that no file answers to.
+        ConfigProblem: a name that no file answers to, or an unknown switch in the loader's.
     """
     fields = {"model_file": "model", "dataset_file": "dataset", "inference_file": "inference"}
-    names = {field: str(resolve(package, config.get(cfg, field))) for field, package in fields.items()}
-    return config.replace(cfg, {**names, "loss": canonical_name(cfg.loss.loss)})
+    names = {field: str(resolve(package, settings.get(cfg, field))) for field, package in fields.items()}
+    switches_of(cfg)
+    return settings.replace(cfg, {**names, "loss": canonical_name(cfg.loss.loss)})

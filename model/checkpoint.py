@@ -20,8 +20,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-import config
 from config import Config, ConfigProblem
+from engine import settings
 from engine.files import FileProblem, atomic_path
 from model.network import Network, build
 
@@ -46,7 +46,7 @@ class Checkpoint:
             FileProblem: the weights don't fit the network that the settings name.
         """
         # The weights are all there; fetching pretrained ones first would need the network for nothing.
-        net = build(config.replace(self.cfg, {"pretrained": False}))
+        net = build(settings.replace(self.cfg, {"pretrained": False}))
         try:
             net.load_state_dict(_with_other_names(self.weights, net.state_dict()))
         except RuntimeError as error:
@@ -64,7 +64,7 @@ def save_weights(path: Path, weights: Mapping[str, Tensor], cfg: Config, score: 
     plain = {n: tensor.detach().to("cpu").contiguous() for n, tensor in weights.items() if first_names[n] == n}
     header = {
         "format": FORMAT,
-        "config": json.dumps(config.to_record(cfg)),
+        "config": json.dumps(settings.to_record(cfg)),
         "score": repr(score),
         "epoch": str(epoch),
     }
@@ -94,7 +94,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     if header.pop("sha256", "") != _digest(weights, header):
         raise FileProblem(f"{path} is damaged (its content doesn't match its SHA-256): copy it again.")
     try:
-        cfg, _ = config.from_record(json.loads(header["config"]), str(path))
+        cfg, _ = settings.from_record(json.loads(header["config"]), str(path))
     except ConfigProblem as error:
         raise FileProblem(f"{error} The checkpoint is of another version of this code.") from None
     return Checkpoint(path, cfg, float(header["score"]), int(header["epoch"]), weights)

@@ -16,12 +16,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-import config
 from config import Config
+from engine import settings
 from engine.files import FileProblem
 from model.checkpoint import FORMAT, check_classes, load_state, read_checkpoint, save_weights
 
-CFG = config.replace(
+CFG = settings.replace(
     Config(), {"model_file": "model.model_simple_unet", "base_channels": 1, "classes": ("Ulna", "Radius")}
 )
 
@@ -168,9 +168,9 @@ def test_safetensors_of_something_else(tmp_path: Path) -> None:
 
 
 def test_settings_of_another_version(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    record = config.to_record(CFG)
+    record = settings.to_record(CFG)
     record["train"]["momentumm"] = 0.5
-    monkeypatch.setattr(config, "to_record", lambda cfg: json.loads(json.dumps(record)))
+    monkeypatch.setattr(settings, "to_record", lambda cfg: json.loads(json.dumps(record)))
     save_weights(checkpoint, weights(), CFG, 0.5, 1)
     refused(checkpoint, "of another version of this code")
 

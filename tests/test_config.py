@@ -10,21 +10,23 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 import config
 from config import Config, ConfigProblem
+from engine import settings
 
-FIELDS = sorted(config.SECTION_OF)
-FEW = settings(derandomize=True, max_examples=60, deadline=None)
+FIELDS = sorted(settings.SECTION_OF)
+FEW = hypothesis_settings(derandomize=True, max_examples=60, deadline=None)
 
 
 def field_docstrings() -> dict[str, str]:
     """Field -> the string under it in config.py, which is its help."""
     found = {}
     for node in ast.parse(Path(config.__file__).read_text("utf-8")).body:
-        if not isinstance(node, ast.ClassDef) or node.name.casefold() not in config.SECTIONS:
+        if not isinstance(node, ast.ClassDef) or node.name.casefold() not in settings.SECTIONS:
             continue
         for entry, after in zip(node.body, [*node.body[1:], None], strict=True):
             if isinstance(entry, ast.AnnAssign) and isinstance(after, ast.Expr):
@@ -35,9 +37,11 @@ def field_docstrings() -> dict[str, str]:
 
 def another_value(name: str) -> Any:
     """A legal value of field `name` that is not its default."""
-    kind, default = config.TYPE_OF[name], config.get(Config(), name)
+    kind, default = settings.TYPE_OF[name], settings.get(Config(), name)
     if get_origin(kind) is Literal:
         return next(choice for choice in get_args(kind) if choice != default)
+    if kind == config.Range:
+        return (0.125, 0.25, 0.875)
     if get_origin(kind) is tuple:
         return (*default, get_args(kind)[0](7))
     if kind is bool:
@@ -46,11 +50,11 @@ def another_value(name: str) -> Any:
 
 
 def test_field_names_are_unique_over_all_sections() -> None:
-    assert len(config.SECTION_OF) == sum(len(dataclasses.fields(kind)) for kind in config.SECTIONS.values())
+    assert len(settings.SECTION_OF) == sum(len(dataclasses.fields(kind)) for kind in settings.SECTIONS.values())
 
 
 def test_sections_cannot_be_changed_in_place() -> None:
-    for section in (Config(), *(getattr(Config(), name) for name in config.SECTIONS)):
+    for section in (Config(), *(getattr(Config(), name) for name in settings.SECTIONS)):
         with pytest.raises(dataclasses.FrozenInstanceError):
             section.anything = 1
 
@@ -62,30 +66,30 @@ def test_every_field_has_help(name: str) -> None:
 
 @pytest.mark.parametrize("name", FIELDS)
 def test_every_number_has_limits_and_the_default_obeys_them(name: str) -> None:
-    if config.TYPE_OF[name] in (int, float) and name != "fold":  # fold has a rule of its own
-        low, high = config.LIMITS[name]
-        assert low <= config.get(Config(), name) <= high
+    if settings.TYPE_OF[name] in (int, float) and name != "fold":  # fold has a rule of its own
+        low, high = settings.LIMITS[name]
+        assert low <= settings.get(Config(), name) <= high
 
 
 def test_limits_name_fields_only() -> None:
-    assert set(config.LIMITS) <= set(config.SECTION_OF)
+    assert set(settings.LIMITS) <= set(settings.SECTION_OF)
 
 
 def test_the_defaults_are_fit_to_run() -> None:
-    config.check(Config())
+    settings.check(Config())
 
 
 @pytest.mark.parametrize("preset", config.PRESETS)
 def test_every_preset_passes_the_checks_and_changes_something(preset: str) -> None:
-    cfg = config.replace(Config(), config.PRESETS[preset])
-    config.check(cfg)
+    cfg = settings.replace(Config(), config.PRESETS[preset])
+    settings.check(cfg)
     assert cfg != Config()
     assert preset == preset.casefold()
 
 
 def test_demo_and_smoke_presets_exist_and_need_no_data() -> None:
     for preset in ("demo", "smoke"):
-        cfg = config.replace(Config(), config.PRESETS[preset])
+        cfg = settings.replace(Config(), config.PRESETS[preset])
         assert cfg.phantom.phantom
         assert not cfg.model.pretrained
 
@@ -95,34 +99,34 @@ def test_demo_and_smoke_presets_exist_and_need_no_data() -> None:
 
 @pytest.mark.parametrize("name", FIELDS)
 def test_every_field_survives_record_and_json(name: str) -> None:
-    cfg = config.replace(Config(), {name: another_value(name)})
+    cfg = settings.replace(Config(), {name: another_value(name)})
     assert cfg != Config()
-    record = config.to_record(cfg)
+    record = settings.to_record(cfg)
     for saved in (record, json.loads(json.dumps(record))):
-        back, names = config.from_record(saved, "saved.json")
+        back, names = settings.from_record(saved, "saved.json")
         assert back == cfg
         assert back.hash() == cfg.hash()
         assert names == set(FIELDS)
-        assert [type(config.get(back, f)) for f in FIELDS] == [type(config.get(cfg, f)) for f in FIELDS]
+        assert [type(settings.get(back, f)) for f in FIELDS] == [type(settings.get(cfg, f)) for f in FIELDS]
 
 
 @FEW
 @given(st.floats(1e-9, 10), st.integers(0, 2**63 - 1), st.lists(st.text(max_size=5), max_size=4), st.text(max_size=9))
 def test_awkward_values_survive_json(lr: float, seed: int, exclude: list[str], exp_name: str) -> None:
-    cfg = config.replace(Config(), {"lr": lr, "seed": seed, "exclude": exclude, "exp_name": exp_name})
-    assert config.from_record(json.loads(json.dumps(config.to_record(cfg))), "x")[0] == cfg
+    cfg = settings.replace(Config(), {"lr": lr, "seed": seed, "exclude": exclude, "exp_name": exp_name})
+    assert settings.from_record(json.loads(json.dumps(settings.to_record(cfg))), "x")[0] == cfg
 
 
 def test_the_hash_follows_every_field() -> None:
-    hashes = {config.replace(Config(), {name: another_value(name)}).hash() for name in FIELDS}
+    hashes = {settings.replace(Config(), {name: another_value(name)}).hash() for name in FIELDS}
     assert len(hashes | {Config().hash()}) == len(FIELDS) + 1
 
 
 def test_a_record_may_be_flat_or_partial_and_keeps_the_rest_of_its_base() -> None:
-    base = config.replace(Config(), {"epoch": 7, "stride": 100})
-    flat, names = config.from_record({"stride": 64}, "x", base)
-    nested, _ = config.from_record({"window": {"stride": 64}}, "x", base)
-    assert flat == nested == config.replace(base, {"stride": 64})
+    base = settings.replace(Config(), {"epoch": 7, "stride": 100})
+    flat, names = settings.from_record({"stride": 64}, "x", base)
+    nested, _ = settings.from_record({"window": {"stride": 64}}, "x", base)
+    assert flat == nested == settings.replace(base, {"stride": 64})
     assert names == {"stride"}
 
 
@@ -136,20 +140,20 @@ def test_a_record_may_be_flat_or_partial_and_keeps_the_rest_of_its_base() -> Non
 )
 def test_unknown_keys_are_errors_with_a_suggestion(record: dict[str, Any], near: str) -> None:
     with pytest.raises(ConfigProblem, match=rf"^saved\.json: .*unknown .*did you mean .*{near}") as problem:
-        config.from_record(record, "saved.json")
+        settings.from_record(record, "saved.json")
     assert "\n" not in str(problem.value)
 
 
 @pytest.mark.parametrize("record", [[], "text", None, 3, {"train": 5}, {"train": None}, {"nonsense-key": 1}])
 def test_what_is_no_record_is_an_error_that_names_the_file(record: Any) -> None:
     with pytest.raises(ConfigProblem, match=r"^saved\.json: "):
-        config.from_record(record, "saved.json")
+        settings.from_record(record, "saved.json")
 
 
 def test_all_bad_keys_and_types_of_a_file_are_reported_at_once() -> None:
     record = {"strde": 1, "train": {"lr": "fast", "epoc": 3}, "run": {"resume": 1}}
     with pytest.raises(ConfigProblem) as problem:
-        config.from_record(record, "saved.json")
+        settings.from_record(record, "saved.json")
     for part in ("'strde' (did you mean stride?)", "lr: 'fast'", "'epoc' (did you mean epoch", "resume: 1"):
         assert part in str(problem.value)
 
@@ -175,16 +179,16 @@ def test_all_bad_keys_and_types_of_a_file_are_reported_at_once() -> None:
 )
 def test_values_of_another_type_are_refused(name: str, value: Any) -> None:
     with pytest.raises(ConfigProblem, match=f"{name}: .*{value!r}".replace("[", r"\[").replace("]", r"\]")):
-        config.replace(Config(), {name: value})
+        settings.replace(Config(), {name: value})
 
 
 def test_near_values_are_suggested() -> None:
     with pytest.raises(ConfigProblem, match=r"none of AdamW, Adam, SGD \(did you mean Adam"):
-        config.replace(Config(), {"optimizer": "adamm"})
+        settings.replace(Config(), {"optimizer": "adamm"})
 
 
 def test_whole_numbers_and_lists_become_floats_and_tuples() -> None:
-    cfg = config.replace(Config(), {"lr": 1, "loss_weights": [1, 2], "classes": ["a", "b"]})
+    cfg = settings.replace(Config(), {"lr": 1, "loss_weights": [1, 2], "classes": ["a", "b"]})
     assert (cfg.train.lr, cfg.loss.loss_weights, cfg.data.classes) == (1.0, (1.0, 2.0), ("a", "b"))
     assert all(isinstance(w, float) for w in (cfg.train.lr, *cfg.loss.loss_weights))
 
@@ -203,33 +207,86 @@ def test_whole_numbers_and_lists_become_floats_and_tuples() -> None:
     ],
 )
 def test_closed_sets_lose_their_case(name: str, text: str, value: str) -> None:
-    assert config.get(config.replace(Config(), {name: text}), name) == value
+    assert settings.get(settings.replace(Config(), {name: text}), name) == value
 
 
 def test_replace_leaves_the_original_alone() -> None:
     before = Config()
-    assert config.replace(before, {"stride": 5}) is not before
+    assert settings.replace(before, {"stride": 5}) is not before
     assert before == Config()
 
 
 # --- rules
 
 
-@pytest.mark.parametrize("name", sorted(config.LIMITS))
+@pytest.mark.parametrize("name", sorted(set(settings.LIMITS) - set(settings.AUGMENTATIONS)))
 def test_a_value_outside_its_limits_is_named_with_both(name: str) -> None:
-    low, high = config.LIMITS[name]
+    low, high = settings.LIMITS[name]
     for value in (low - 1, high * 2 + 1):
-        wrong = config.replace(Config(), {name: config.TYPE_OF[name](value)})
+        wrong = settings.replace(Config(), {name: settings.TYPE_OF[name](value)})
         with pytest.raises(ConfigProblem, match=f"(?m)^{name} is .*between {low:g} and .*") as problem:
-            config.check(wrong)
+            settings.check(wrong)
         assert f"{high:g}" in str(problem.value)
 
 
-@pytest.mark.parametrize("name", sorted(n for n in config.LIMITS if config.TYPE_OF[n] is float))
+@pytest.mark.parametrize("name", sorted(n for n in settings.LIMITS if settings.TYPE_OF[n] is float))
 def test_nan_and_infinity_are_no_numbers_to_run_with(name: str) -> None:
     for value in (math.nan, math.inf):
         with pytest.raises(ConfigProblem, match=f"(?m)^{name} is {value}"):
-            config.check(config.replace(Config(), {name: value}))
+            settings.check(settings.replace(Config(), {name: value}))
+
+
+@pytest.mark.parametrize("name", settings.AUGMENTATIONS)
+def test_the_three_numbers_of_an_augmentation(name: str) -> None:
+    low, high = settings.LIMITS[name]
+    settings.check(settings.replace(Config(), {name: (low, high, 1.0)}))
+    wrong = {
+        (low - 1, high, 0.5): f"between {low:g} and {high:g}",
+        (low, 2 * high + 1, 0.5): f"between {low:g} and {high:g}",
+        (high, low, 0.5): "first number must not exceed its second",
+        (low, high, 1.5): "last number is a probability",
+        (low, high, math.nan): "last number is a probability",
+        (math.nan, high, 0.5): "must not exceed",
+        (low, math.inf, 0.5): "between",
+    }
+    for numbers, said in wrong.items():
+        with pytest.raises(ConfigProblem, match=f"(?m)^{name} is .*{said}"):
+            settings.check(settings.replace(Config(), {name: numbers}))
+
+
+@pytest.mark.parametrize("value", [(1.0, 2.0), (1.0, 2.0, 3.0, 4.0), 3.0, "abc", (1.0, "a", 2.0)])
+def test_an_augmentation_has_three_numbers(value: Any) -> None:
+    with pytest.raises(ConfigProblem, match=r"rotate: .* is not a list of 3 float"):
+        settings.replace(Config(), {"rotate": value})
+
+
+@pytest.mark.parametrize("name", config.AUGMENT_SETS)
+def test_a_set_gives_every_augmentation_its_value(name: str) -> None:
+    busy = settings.replace(Config(), dict.fromkeys(settings.AUGMENTATIONS, (0.0, 0.1, 1.0)))
+    cfg = settings.replace(busy, {"augment": name.upper(), "hflip": (1.0, 1.0, 0.25)})
+    settings.check(cfg)
+    assert cfg.augment.augment == name and cfg.augment.hflip == (1.0, 1.0, 0.25), "what is named beside it wins"
+    for entry in set(settings.AUGMENTATIONS) - {"hflip"}:
+        assert settings.get(cfg, entry) == config.AUGMENT_SETS[name].get(entry, config.OFF)
+    assert set(config.AUGMENT_SETS[name]) <= set(settings.AUGMENTATIONS)
+
+
+def test_other_fields_leave_the_augmentations_alone() -> None:
+    before = settings.replace(Config(), {"augment": "heavy"})
+    after = settings.replace(before, {"stride": 5, "rotate": (0.0, 1.0, 1.0)})
+    assert after.augment == dataclasses.replace(before.augment, rotate=(0.0, 1.0, 1.0))
+
+
+def test_the_defaults_are_the_set_that_they_name() -> None:
+    assert settings.replace(Config(), {"augment": Config().augment.augment}) == Config()
+
+
+def test_mixing_and_mirroring_are_off_where_hands_are_meant() -> None:
+    for name in config.AUGMENT_SETS:
+        cfg = settings.replace(Config(), {"augment": name})
+        assert {settings.get(cfg, mixer)[2] for mixer in ("copy_paste", "mixup", "cutmix")} == {0}
+    hand = settings.replace(Config(), {"augment": "hand"})
+    assert hand.augment.hflip[2] == hand.augment.vflip[2] == 0
 
 
 RULES: list[tuple[dict[str, Any], tuple[str, ...]]] = [
@@ -265,7 +322,7 @@ RULES: list[tuple[dict[str, Any], tuple[str, ...]]] = [
 @pytest.mark.parametrize(("values", "said"), RULES)
 def test_a_broken_rule_names_field_value_and_remedy(values: dict[str, Any], said: tuple[str, ...]) -> None:
     with pytest.raises(ConfigProblem) as problem:
-        config.check(config.replace(Config(), values))
+        settings.check(settings.replace(Config(), values))
     for part in said:
         assert part in str(problem.value)
 
@@ -286,13 +343,13 @@ def test_a_broken_rule_names_field_value_and_remedy(values: dict[str, Any], said
     ],
 )
 def test_the_edge_of_a_rule_is_allowed(values: dict[str, Any]) -> None:
-    config.check(config.replace(Config(), values))
+    settings.check(settings.replace(Config(), values))
 
 
 def test_all_broken_rules_come_in_one_message_a_line_each() -> None:
     wrong = {"stride": 4096, "fold": 9, "epoch": 0, "lr": 100.0, "exp_name": "a/b", "resume": True, "overwrite": True}
     with pytest.raises(ConfigProblem) as problem:
-        config.check(config.replace(Config(), wrong))
+        settings.check(settings.replace(Config(), wrong))
     lines = str(problem.value).splitlines()
     assert len(lines) == 7  # epoch 0 also breaks the warm-up's rule; resume and overwrite break one together
     for start in ("stride", "fold", "epoch", "lr", "exp_name", "resume and overwrite", "warmup_epochs"):

@@ -17,8 +17,9 @@ from test_config import FIELDS, another_value, field_docstrings
 import config
 import run_exp
 from config import Config
-from engine import flags
+from engine import flags, settings
 from inference import command
+from scripts import test_dataloader
 
 ROOT = Path(config.__file__).parent
 README = ROOT / "README.md"
@@ -81,8 +82,17 @@ def help_text() -> str:
 def test_every_field_is_a_flag_that_sets_it_alone(name: str) -> None:
     value = another_value(name)
     parsed = parse(*as_flags(name, value))
-    assert parsed.cfg == config.replace(Config(), {name: value})
-    assert parsed.sources == {name: "flag"}
+    assert parsed.cfg == settings.replace(Config(), {name: value})
+    brought = settings.augment_set(value) if name == "augment" else {}
+    assert parsed.sources == dict.fromkeys(brought, f"augment {value}") | {name: "flag"}
+
+
+def test_a_set_of_augmentations_and_a_flag_that_changes_one() -> None:
+    line = ["--augment", "HEAVY", "--rotate", "-5", "5", "0.5"]
+    for argv in (line, [*line[2:], *line[:2]]):
+        parsed = parse(*argv)
+        assert parsed.cfg == settings.replace(Config(), {"augment": "heavy", "rotate": (-5.0, 5.0, 0.5)})
+        assert parsed.sources["rotate"] == "flag" and parsed.sources["elastic"] == "augment heavy"
 
 
 @pytest.mark.parametrize("name", FIELDS)
@@ -111,7 +121,7 @@ def test_other_spellings_work_and_are_in_the_help(alias: str, name: str, help_te
     value = another_value(name)
     for spelling in (alias, alias.replace("_", "-")):
         parsed = parse(*as_flags(spelling, value))
-        assert parsed.cfg == config.replace(Config(), {name: value})
+        assert parsed.cfg == settings.replace(Config(), {name: value})
         assert parsed.sources == {name: "flag"}
     assert re.search(rf"--{alias}\b", help_text)
 
@@ -154,15 +164,15 @@ def test_other_spellings_work_and_are_in_the_help(alias: str, name: str, help_te
 )
 def test_spellings_of_values(argv: str, values: dict[str, Any]) -> None:
     parsed = parse(*shlex.split(argv))
-    assert parsed.cfg == config.replace(Config(), values)
+    assert parsed.cfg == settings.replace(Config(), values)
     assert parsed.sources == dict.fromkeys(values, "flag")
 
 
-@pytest.mark.parametrize("name", [f for f in FIELDS if get_origin(config.TYPE_OF[f]) is Literal])
+@pytest.mark.parametrize("name", [f for f in FIELDS if get_origin(settings.TYPE_OF[f]) is Literal])
 def test_closed_sets_take_every_value_in_any_case(name: str) -> None:
-    for choice in get_args(config.TYPE_OF[name]):
+    for choice in get_args(settings.TYPE_OF[name]):
         for text in (choice, choice.upper(), choice.lower(), choice.title()):
-            assert config.get(parse(f"--{name}", text).cfg, name) == choice
+            assert settings.get(parse(f"--{name}", text).cfg, name) == choice
 
 
 def test_the_first_command_of_every_user_means_what_it_says() -> None:
@@ -179,10 +189,10 @@ def test_the_first_command_of_every_user_means_what_it_says() -> None:
         "loss": "Combined_Focal_Dice",
     }
     parsed = parse(*line.split())
-    assert parsed.cfg == config.replace(Config(), values)
+    assert parsed.cfg == settings.replace(Config(), values)
     assert parsed.sources == dict.fromkeys(values, "flag")
     assert parsed.commands == run_exp.Commands()
-    config.check(parsed.cfg)
+    settings.check(parsed.cfg)
 
 
 def test_no_flags_are_the_defaults() -> None:
@@ -203,7 +213,7 @@ def test_defaults_then_file_then_preset_then_flags(tmp_path: Path, monkeypatch: 
     ):
         parsed = parse(*argv)
         want = {"batch_size": 1, "stride": 222, "optimizer": "SGD", "epoch": 33, "lr": 0.033}
-        assert parsed.cfg == config.replace(Config(), want)
+        assert parsed.cfg == settings.replace(Config(), want)
         assert parsed.sources == {
             "batch_size": "file",
             "stride": "preset",
@@ -214,7 +224,7 @@ def test_defaults_then_file_then_preset_then_flags(tmp_path: Path, monkeypatch: 
 
 
 def test_every_source_beats_the_one_before_for_every_field(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    defaults = {name: config.get(Config(), name) for name in FIELDS}
+    defaults = {name: settings.get(Config(), name) for name in FIELDS}
     others = {name: another_value(name) for name in FIELDS}
     saved = tmp_path / "saved.json"
     saved.write_text(json.dumps(others))
@@ -228,14 +238,14 @@ def test_every_source_beats_the_one_before_for_every_field(tmp_path: Path, monke
     ):
         argv += more
         parsed = parse(*argv)
-        assert {name: config.get(parsed.cfg, name) for name in FIELDS} == values
+        assert {name: settings.get(parsed.cfg, name) for name in FIELDS} == values
         assert {parsed.sources.get(name, "default") for name in FIELDS} == {source}
 
 
 def test_a_saved_config_gives_the_same_run_again(tmp_path: Path) -> None:
-    cfg = config.replace(Config(), {name: another_value(name) for name in FIELDS})
+    cfg = settings.replace(Config(), {name: another_value(name) for name in FIELDS})
     saved = tmp_path / "config.json"
-    saved.write_text(json.dumps(config.to_record(cfg)))
+    saved.write_text(json.dumps(settings.to_record(cfg)))
     assert parse("--config", str(saved)).cfg == cfg
 
 
@@ -243,9 +253,9 @@ def test_a_saved_config_gives_the_same_run_again(tmp_path: Path) -> None:
 def test_every_preset_parses_in_any_case(preset: str) -> None:
     for text in (preset, preset.upper(), preset.title()):
         parsed = parse("--preset", text)
-        assert parsed.cfg == config.replace(Config(), config.PRESETS[preset])
+        assert parsed.cfg == settings.replace(Config(), config.PRESETS[preset])
         assert parsed.sources == dict.fromkeys(config.PRESETS[preset], "preset")
-        config.check(parsed.cfg)
+        settings.check(parsed.cfg)
 
 
 def test_describe_shows_every_value_with_its_source(tmp_path: Path) -> None:
@@ -253,15 +263,15 @@ def test_describe_shows_every_value_with_its_source(tmp_path: Path) -> None:
     saved.write_text(json.dumps({"optimizer": "SGD", "classes": ["a", "b"]}))
     parsed = parse("--config", str(saved), "--preset", "smoke", "--stride", "64", "--no_amp")
     lines = flags.describe(parsed.cfg, parsed.sources).splitlines()
-    assert [line[1:-1] for line in lines if not line.startswith(" ")] == list(config.SECTIONS)
+    assert [line[1:-1] for line in lines if not line.startswith(" ")] == list(settings.SECTIONS)
     shown = {}
     for line in lines:
         if match := re.fullmatch(r"  (\w+) = (.+)  \((\w+)\)", line):
             shown[match[1]] = (json.loads(match[2]), match[3])
-    assert list(shown) == list(config.SECTION_OF)
-    record = config.to_record(parsed.cfg)
+    assert list(shown) == list(settings.SECTION_OF)
+    record = settings.to_record(parsed.cfg)
     for name, (value, source) in shown.items():
-        assert value == record[config.SECTION_OF[name]][name]
+        assert value == record[settings.SECTION_OF[name]][name]
         assert source == parsed.sources.get(name, "default")
     assert shown["stride"] == (64, "flag")
     assert shown["amp"] == (False, "flag")
@@ -388,7 +398,7 @@ def test_every_command_line_of_the_readme_works(tmp_path: Path) -> None:
     if not README.exists():
         pytest.skip("README.md does not exist yet")
     saved = tmp_path / "config.json"
-    saved.write_text(json.dumps(config.to_record(Config())))
+    saved.write_text(json.dumps(settings.to_record(Config())))
     targets = re.findall(r"^([a-z][\w-]*):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
     found = readme_commands()
     assert found, "README.md shows no command"
@@ -403,7 +413,10 @@ def test_every_command_line_of_the_readme_works(tmp_path: Path) -> None:
             assert argv[1] == "pytest" or place.is_dir() or place.with_suffix(".py").is_file(), line
         else:
             assert (ROOT / argv[0]).is_file(), line
-            kind: Any = {"run_exp.py": run_exp.Commands}.get(argv[0])
+            kind: Any = {
+                "run_exp.py": run_exp.Commands,
+                "scripts/test_dataloader.py": test_dataloader.Commands,
+            }.get(argv[0])
             if argv[0].startswith("inference/inference"):
                 kind = command.Commands
             if kind is not None:
@@ -416,7 +429,7 @@ def _parses(argv: list[str], kind: Any, saved: Path) -> bool:
         if word == "--config":
             argv[i + 1] = str(saved)
     try:
-        config.check(flags.parse(argv, kind, "")[0].cfg)
+        settings.check(flags.parse(argv, kind, "")[0].cfg)
     except SystemExit as left:
         return left.code == 0  # --help
     return True

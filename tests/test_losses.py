@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-import config
 from config import Config, ConfigProblem
+from engine import settings
 from engine.bits import pack
 from model.losses import build_loss, canonical_name, term_names
 
@@ -41,7 +41,7 @@ SUMS = ["_".join(["Combined", *terms]) for n in (2, 3) for terms in permutations
 
 
 def configured(loss: str, **values: Any) -> Config:
-    return config.replace(Config(), {"loss": loss, **values})
+    return settings.replace(Config(), {"loss": loss, **values})
 
 
 def example(n_classes: int = 5, absent: tuple[int, ...] = (2,), seed: int = 0) -> tuple[Tensor, Tensor]:

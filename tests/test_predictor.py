@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import config
 from config import Config, ConfigProblem
+from engine import settings
 from inference.pipeline import build_predictor
 from inference.predictor import Predictor, Sliding, Whole, run_network
 
@@ -133,16 +133,16 @@ def test_networks_run_without_gradients() -> None:
     ],
 )
 def test_styles(values: dict[str, Any], kind: type, window: int) -> None:
-    cfg = config.replace(Config(), {"image_size": 96, "window_size": 32, "stride": 16, **values})
+    cfg = settings.replace(Config(), {"image_size": 96, "window_size": 32, "stride": 16, **values})
     predictor = build_predictor(cfg, Identity())
     assert isinstance(predictor, kind) and predictor.window == window
     if isinstance(predictor, Sliding):
         assert (predictor.stride, predictor.sigma, predictor.batch) == (16, 0.3, 4)
-        flat = build_predictor(config.replace(cfg, {"use_gaussian_sliding": False}), Identity())
+        flat = build_predictor(settings.replace(cfg, {"use_gaussian_sliding": False}), Identity())
         assert isinstance(flat, Sliding) and flat.sigma is None
 
 
 def test_unknown_style() -> None:
     for name in ("inference.infrence_slidin", "inference.inference_sliding_x"):
         with pytest.raises(ConfigProblem, match=r"is unknown.*inference\.inference"):
-            build_predictor(config.replace(Config(), {"inference_file": name}), Identity())
+            build_predictor(settings.replace(Config(), {"inference_file": name}), Identity())
