@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
+import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +16,9 @@ from typing import Any
 
 NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 """What os.link says on file systems without hard links: exFAT, some network and FUSE ones."""
+
+
+_UMASK = threading.Lock()
 
 
 class FileProblem(ValueError):
@@ -89,9 +95,34 @@ def _rename_new(temporary: Path, path: Path) -> None:
 
 def _umask() -> int:
     # mkstemp makes files of mode 600; a team's shared server needs the mode that open() would have given.
-    mask = os.umask(0)
-    os.umask(mask)
+    with _UMASK:  # it can only be read by setting it, which two threads must not do at once
+        mask = os.umask(0)
+        os.umask(mask)
     return mask
+
+
+@contextmanager
+def locked(path: Path, waiting: str = "") -> Iterator[None]:
+    """Hold a lock file; where another process holds it, print `waiting` on stderr and wait.
+
+    Network file systems without locks let everyone pass: files are whole or absent anyway.
+
+    Raises:
+        BlockingIOError: another process holds it and there is nothing to say while waiting.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    with open(path) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if not waiting:
+                raise
+            print(waiting, file=sys.stderr, flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError:
+            pass
+        yield
 
 
 def write_text(path: Path | str, text: str, *, overwrite: bool = True) -> None:

@@ -16,13 +16,14 @@ import pytest
 import torch
 from torch import nn
 
-from config import Config, ConfigProblem, Train, replace
+from config import Config, ConfigProblem, Train
 from engine import background, files, progress
 from engine.bits import n_words, pack, unpack
 from engine.devices import pick_device
 from engine.files import FileProblem, atomic_path, is_disk_full, write_json, write_text
 from engine.optim import build_optimizer, learning_rate
 from engine.record import COLUMNS, Metrics
+from engine.settings import replace
 from engine.stop import EXIT_INTERRUPTED, EXIT_RESUMABLE, StopFlag, Stopped
 
 DISK_FULL = [

@@ -1,0 +1,1 @@
+"""Commands beside the experiments; each is run by its path."""
