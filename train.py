@@ -11,13 +11,15 @@ from pathlib import Path
 
 import torch
 
-import config
 from config import Config
-from dataset.dataset import Batch
+from dataset.batches import Batch, Loader
 from dataset.readers import Record
+from dataset.selection import select
+from dataset.switches import switches_of
+from engine import settings
 from engine.devices import pick_device
 from engine.files import FileProblem, atomic_path
-from engine.names import check_variant, resolve
+from engine.names import resolve
 from engine.optim import build_optimizer, learning_rate
 from engine.progress import progress
 from engine.record import Metrics
@@ -55,11 +57,10 @@ class Trainer:
     def __init__(self, cfg: Config, records: Sequence[Record] | None = None) -> None:
         self.cfg = cfg
         self.device = pick_device(cfg)
-        name = resolve("dataset", cfg.data.dataset_file)
-        module = name.load()
-        check_variant(name, module.VARIANTS)
-        train_records, self.val_records = module.split(cfg, name.variant, records)
-        self.loader = module.build(train_records, cfg, name.variant)
+        switches = switches_of(cfg)
+        train_records, self.val_records = select(cfg, switches, records)
+        executor = resolve("dataset", cfg.data.dataset_file).load()
+        self.loader: Loader = executor.build(train_records, cfg, switches, self.device)
         torch.manual_seed(cfg.run.seed)
         self.network = build(cfg).to(self.device)
         self.loss = build_loss(cfg)
@@ -173,7 +174,7 @@ class Trainer:
         """Write last.pt, all that a resumed run needs."""
         state = {
             "format": FORMAT,
-            "config": config.to_record(self.cfg),
+            "config": settings.to_record(self.cfg),
             "position": asdict(self.at),
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),

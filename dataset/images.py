@@ -29,14 +29,9 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     Raises:
         FileProblem: missing, empty, truncated or undecodable; names the file.
     """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise FileProblem(f"{path} cannot be read ({error.strerror}): check the path and its permissions.") from None
-    if path.suffix.casefold() == ".dcm" or data[128:132] == b"DICM":
+    data = read_encoded(path)
+    if is_dicom(path, data):
         return _read_dicom(path)
-    if fault := _fault(data):
-        raise FileProblem(f"{path} is {fault}: fetch the file again or remove it from the set.")
     try:
         # ANYDEPTH keeps 16 bits; GRAYSCALE of three equal channels is exact.
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH)
@@ -49,6 +44,46 @@ def read_image(path: Path) -> NDArray[np.uint8]:
             raise FileProblem(f"{path} holds values that are no numbers (NaN or infinity): export it again.")
         return scale_to_uint8(image.astype(np.float32))
     return np.asarray(image, dtype=np.uint8)
+
+
+def read_encoded(path: Path) -> bytes:
+    """An image file as it is, its container checked: for decoders that take half a file without complaint.
+
+    Raises:
+        FileProblem: missing, empty or truncated; names the file. What is inside of a DICOM file is not checked.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise FileProblem(f"{path} cannot be read ({error.strerror}): check the path and its permissions.") from None
+    if not is_dicom(path, data) and (fault := _fault(data)):
+        raise FileProblem(f"{path} is {fault}: fetch the file again or remove it from the set.")
+    return data
+
+
+def is_dicom(path: Path, data: bytes) -> bool:
+    """Whether a file of this name and content is DICOM."""
+    return path.suffix.casefold() == ".dcm" or data[128:132] == b"DICM"
+
+
+def image_shape(path: Path) -> tuple[int, int]:
+    """Height and width of an image file, from its first bytes where those of PNG and JPEG tell.
+
+    Raises:
+        FileProblem: the file can't be read, or must be decoded and can't be.
+    """
+    try:
+        with open(path, "rb") as file:
+            head = file.read(1 << 16)
+    except OSError as error:
+        raise FileProblem(f"{path} cannot be read ({error.strerror}): check the path and its permissions.") from None
+    turned = b"Exif" in head or b"eXIf" in head  # a camera's note that the picture is to be rotated
+    if head.startswith(b"\x89PNG\r\n\x1a\n") and len(head) >= 24 and not turned:
+        return int.from_bytes(head[20:24], "big"), int.from_bytes(head[16:20], "big")
+    if head.startswith(b"\xff\xd8") and not turned and (start := _jpeg_frame(head)):
+        return int.from_bytes(head[start + 5 : start + 7], "big"), int.from_bytes(head[start + 7 : start + 9], "big")
+    height, width = read_image(path).shape
+    return height, width
 
 
 def scale_to_uint8(values: NDArray[np.float32]) -> NDArray[np.uint8]:
@@ -134,6 +169,16 @@ def _png_fault(data: bytes) -> str:
 
 _JPEG_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 """What begins a segment; other bytes after FF are stuffing and restarts inside of coded pixels."""
+
+
+def _jpeg_frame(head: bytes) -> int:
+    """Where the start of frame lies (ITU T.81, B.2.2): marker, length, bits a sample, height, width; 0 where not."""
+    at = 2
+    while at + 9 <= len(head) and head[at] == 0xFF:
+        if 0xC0 <= head[at + 1] <= 0xCF and head[at + 1] not in (0xC4, 0xC8, 0xCC):
+            return at
+        at += 2 + int.from_bytes(head[at + 2 : at + 4], "big")
+    return 0
 
 
 def _jpeg_fault(data: bytes) -> str:

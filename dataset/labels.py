@@ -9,6 +9,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
 
 from config import suggest
@@ -68,23 +69,35 @@ def _polygon(points: Any, where: str) -> NDArray[np.int32]:
     return array.astype(np.int32)
 
 
-def rasterise(polygons: Polygons, classes: Sequence[str], height: int, width: int, where: str) -> NDArray[np.int32]:
+def rasterise(
+    polygons: Polygons,
+    classes: Sequence[str],
+    height: int,
+    width: int,
+    where: str,
+    region: tuple[int, int, int, int] | None = None,
+) -> NDArray[np.int32]:
     """Fill polygons into packed words, bit-equal to one `cv2.fillPoly` per class on the full canvas.
 
-    `where` names the label file in errors. Vertices a little outside are clipped as fillPoly clips them.
+    `where` names the label file in errors. Vertices a little outside are clipped as fillPoly clips them. Of the full
+    canvas only `region` is made (first row, end row, first column, end column), all of it by default.
 
     Returns:
-        (words, H, W) int32.
+        (words, H, W) int32, or of the region's size.
 
     Raises:
         FileProblem: a polygon lies wholly outside the image.
     """
-    bits = np.zeros((n_words(len(classes)), height, width), np.int32)
+    top, bottom, left, right = region or (0, height, 0, width)
+    bits = np.zeros((n_words(len(classes)), max(bottom - top, 0), max(right - left, 0)), np.int32)
     for k, name in enumerate(classes):
         group = polygons.get(name)
         if not group:
             continue
-        for polygon in group:
+        points = group[0] if len(group) == 1 else np.concatenate(list(group))
+        low, high = points.min(0), points.max(0)
+        inside = low.min() >= 0 and high[0] < width and high[1] < height
+        for polygon in () if inside else group:
             if _misses(polygon, height, width):
                 low, high = polygon.min(0), polygon.max(0)
                 raise FileProblem(
@@ -93,15 +106,32 @@ def rasterise(polygons: Polygons, classes: Sequence[str], height: int, width: in
                 )
         # The whole box of the polygons, clipped to the image, with the polygon shifted: clipping the polygon itself
         # would move its edges (up to 33 px differ at 2048).
-        points = np.concatenate(list(group))
-        x0, y0 = np.clip(points.min(0), 0, (width - 1, height - 1))
-        x1, y1 = np.clip(points.max(0), 0, (width - 1, height - 1))
-        mask = np.zeros((int(y1 - y0) + 1, int(x1 - x0) + 1), np.uint8)
+        x0, x1 = (min(max(int(x), 0), width - 1) for x in (low[0], high[0]))
+        y0, y1 = (min(max(int(y), 0), height - 1) for y in (low[1], high[1]))
+        rows = slice(max(y0, top), min(y1 + 1, bottom))
+        columns = slice(max(x0, left), min(x1 + 1, right))
+        if rows.start >= rows.stop or columns.start >= columns.stop:
+            continue
+        mask = np.zeros((y1 - y0 + 1, x1 - x0 + 1), np.uint8)
         for polygon in group:  # one by one: fillPoly of several cuts out where they overlap
-            cv2.fillPoly(mask, [polygon], 1, offset=(-int(x0), -int(y0)))
-        view = bits[k // 32, y0 : y1 + 1, x0 : x1 + 1]
-        view |= mask.astype(np.int32) << np.int32(k % 32)
+            cv2.fillPoly(mask, [polygon], 1, offset=(-x0, -y0))
+        seen = mask[rows.start - y0 : rows.stop - y0, columns.start - x0 : columns.stop - x0]
+        view = bits[k // 32, rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
+        _set_bit(view, seen, np.int32(k % 32))
     return bits
+
+
+@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+def _set_bit(words: NDArray[np.int32], mask: NDArray[np.uint8], bit: np.int32) -> None:
+    for i in range(mask.shape[0]):
+        for j in range(mask.shape[1]):
+            words[i, j] |= np.int32(mask[i, j]) << bit
+
+
+def class_boxes(polygons: Polygons) -> NDArray[np.float64]:
+    """Box of each class that is shown, (n, 4) as x0, y0, x1, y1 in pixels of the file, in the order of the names."""
+    points = [np.concatenate(list(polygons[name])) for name in sorted(polygons)]
+    return np.array([[*p.min(0), *p.max(0)] for p in points], np.float64).reshape(-1, 4)
 
 
 def _misses(polygon: NDArray[np.int32], height: int, width: int) -> bool:

@@ -1,10 +1,8 @@
 """One plan per sample: every random choice, drawn from (seed, epoch, record, window) alone.
 
 So a sample does not depend on rank, worker count, batch size or loader, and resuming at (epoch, step) needs no loader
-state. All geometry is one 2 x 3 matrix from output pixels to pixels of the fitted image, the crop included.
-
-Frames. An image is *fitted*: resized so that its long side is `image_size`, aspect kept. Where it is narrower than the
-window it is centred on a black *frame*. Training windows and inference windows lie in that same frame.
+state. All affine geometry is one 2 x 3 matrix from output pixels to frame pixels, the crop included; what lies between
+frame and file is the frame's (dataset/frame.py).
 """
 
 from __future__ import annotations
@@ -12,80 +10,120 @@ from __future__ import annotations
 import zlib
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from config import Augment
+from config import Augment, Window
+from dataset.frame import Frame, Matrix, window_starts
+from engine.settings import AUGMENTATIONS
 
-Matrix = NDArray[np.float64]
+DISTORTIONS = ("elastic", "grid_distortion")
+"""Augmentations that move pixels of image and labels, after the matrix."""
+FILTERS = (
+    "clahe",
+    "retinex",
+    "edges",
+    "sharpen",
+    "low_resolution",
+    "blur",
+    "motion_blur",
+    "noise",
+    "coarse_dropout",
+)
+"""Augmentations of the image alone, in the order in which they are applied."""
+MIXERS = ("copy_paste", "mixup", "cutmix")
+"""Augmentations that take from another image's sample, in their order."""
+
+Boxes = NDArray[np.float64]
+"""(n, 4): x0, y0, x1, y1 of each class that an image shows, frame px."""
 
 
 @dataclass(frozen=True)
-class Frame:
-    """How an image of (height, width) lies in the frame: sizes in px, offsets of the fitted image in the frame."""
+class Effect:
+    """One augmentation of one sample."""
 
-    height: int
-    width: int
-    fitted_height: int
-    fitted_width: int
-    frame_height: int
-    frame_width: int
-
-    @property
-    def top(self) -> int:
-        return (self.frame_height - self.fitted_height) // 2
-
-    @property
-    def left(self) -> int:
-        return (self.frame_width - self.fitted_width) // 2
-
-    def to_source(self) -> Matrix:
-        """2 x 3 matrix from frame pixels to pixels of the image file (pixel centres at whole numbers)."""
-        sx, sy = self.width / self.fitted_width, self.height / self.fitted_height
-        return np.array(
-            [[sx, 0, (0.5 - self.left) * sx - 0.5], [0, sy, (0.5 - self.top) * sy - 0.5]], dtype=np.float64
-        )
+    name: str
+    value: float
+    seed: int
+    """Of everything that it draws itself."""
 
 
-def fit_frame(shape: tuple[int, ...], image_size: int, window: int) -> Frame:
-    """The frame of a (height, width) image: long side resized to `image_size`, padded to at least `window` each way."""
-    height, width = shape
-    scale = image_size / max(height, width)
-    fitted_h, fitted_w = max(1, round(height * scale)), max(1, round(width * scale))
-    return Frame(height, width, fitted_h, fitted_w, max(fitted_h, window), max(fitted_w, window))
+@dataclass(frozen=True)
+class Tone:
+    """The curve of grey values g in [0, 1]: (g ** gamma - 0.5) * contrast + 0.5 + brightness, clipped."""
 
+    gamma: float = 1.0
+    contrast: float = 1.0
+    brightness: float = 0.0
 
-def fit_image(image: NDArray[np.uint8], frame: Frame) -> NDArray[np.uint8]:
-    """(H, W) uint8 -> the frame (frame_height, frame_width) uint8; area-averaged where it shrinks."""
-    if (frame.fitted_height, frame.fitted_width) != image.shape:
-        shrinks = frame.fitted_height < image.shape[0]
-        size = (frame.fitted_width, frame.fitted_height)
-        method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-        image = np.asarray(cv2.resize(image, size, interpolation=method), dtype=np.uint8)
-    if (frame.frame_height, frame.frame_width) == image.shape:
-        return image
-    out = np.zeros((frame.frame_height, frame.frame_width), np.uint8)
-    out[frame.top : frame.top + frame.fitted_height, frame.left : frame.left + frame.fitted_width] = image
-    return out
+    def table(self) -> NDArray[np.uint8]:
+        """Grey value 0..255 -> grey value, (256,) uint8."""
+        levels = (np.linspace(0, 1, 256) ** self.gamma - 0.5) * self.contrast + 0.5 + self.brightness
+        return np.asarray(np.clip(np.rint(levels * 255), 0, 255), dtype=np.uint8)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What happens to one sample."""
+    """What happens to one sample: the matrix, then the tone, then the effects in their order."""
 
     matrix: Matrix
-    """2 x 3, from output pixels to frame pixels."""
+    """From output pixels to frame pixels."""
     size: int
     """Height and width of the output, px."""
-    contrast: float
-    """Factor around mid grey."""
-    brightness: float
-    """Addition, in units of the full range."""
-    gamma: float
-    noise: float
-    """Standard deviation of added noise, in units of the full range."""
-    noise_seed: int
+    tone: Tone = Tone()
+    effects: tuple[Effect, ...] = ()
+    """Distortions, then filters, then mixers."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One window of the training grid."""
+
+    number: int
+    """Row by row."""
+    side: int
+    """Windows along each side of the grid."""
+    stride: int
+    """Between windows of the inference grid, px."""
+
+    def start(self, which: int, room: int, size: int) -> float:
+        """First pixel along an axis with `room` px beyond the window: the inference grid's, where that has `side`
+        windows there too; else the windows spread evenly."""
+        starts = window_starts(room + size, size, self.stride)
+        return float(starts[which] if len(starts) == self.side else round(which * room / max(self.side - 1, 1)))
+
+
+class Draws:
+    """The random numbers of one sample: a row of five for each augmentation, drawn whether it is on or off.
+
+    So turning one off, or changing its range, changes no other.
+    """
+
+    def __init__(self, rng: np.random.Generator) -> None:
+        self.place = rng.random(3)
+        self.rows = dict(zip(AUGMENTATIONS, rng.random((len(AUGMENTATIONS), 5)), strict=True))
+
+    def value(self, augment: Augment, name: str, off: float = 0.0) -> float:
+        """The value of an augmentation in this sample, `off` where it doesn't happen."""
+        low, high, _ = getattr(augment, name)
+        return low + (high - low) * float(self.rows[name][1]) if self.happens(augment, name) else off
+
+    def happens(self, augment: Augment, name: str) -> bool:
+        """Whether an augmentation happens in this sample."""
+        return bool(self.rows[name][0] < getattr(augment, name)[2])
+
+    def second(self, augment: Augment, name: str) -> float:
+        """Another value of the same range, for the other axis; 0 where the augmentation doesn't happen."""
+        low, high, _ = getattr(augment, name)
+        return low + (high - low) * float(self.rows[name][2]) if self.happens(augment, name) else 0.0
+
+    def effects(self, augment: Augment) -> tuple[Effect, ...]:
+        """Those that happen in this sample."""
+        return tuple(
+            Effect(name, self.value(augment, name), int(self.rows[name][3] * 2**53))
+            for name in (*DISTORTIONS, *FILTERS, *MIXERS)
+            if self.happens(augment, name)
+        )
 
 
 def generator(seed: int, epoch: int, key: str, window: int) -> np.random.Generator:
@@ -93,62 +131,91 @@ def generator(seed: int, epoch: int, key: str, window: int) -> np.random.Generat
     return np.random.default_rng([seed, epoch, zlib.crc32(key.encode()), window])
 
 
-def draw_plan(rng: np.random.Generator, frame: Frame, size: int, augment: Augment) -> Plan:
+def draw_plan(
+    rng: np.random.Generator,
+    frame: Frame,
+    size: int,
+    augment: Augment,
+    cell: Cell | None = None,
+    boxes: Boxes | None = None,
+) -> Plan:
     """Draw a window of `size` px inside `frame` and its augmentation.
 
-    Where the frame is no larger than the window, the window is the frame and `shift` moves it; else its place is
-    uniform over the frame and needs no shift.
+    Where the frame is no larger than the window, the window is the frame and `shift` moves it; else it lies
+
+    * with `cell`, there in the grid;
+    * with `boxes`, around one of them, drawn evenly: the centre is anywhere in the box, moved in so that the window
+      stays inside the frame;
+    * else anywhere in the frame.
     """
+    draws = Draws(rng)
     spare = np.array([frame.frame_width - size, frame.frame_height - size])
-    # At whole pixels: without augmentation a window is a crop, as at inference, and not blurred between pixels.
-    place = np.floor(rng.random(2) * (np.maximum(spare, 0) + 1))
-    shift = rng.uniform(-augment.shift, augment.shift, 2) * max(frame.fitted_height, frame.fitted_width)
+    place = _place(draws, spare, size, cell, boxes)
+    turn = _turn(draws, augment)
+    moved = np.array([draws.value(augment, "shift"), draws.second(augment, "shift")])
     middle = (size - 1) / 2
-    centre = place + middle + np.where(spare > 0, 0, shift)
-    angle = np.deg2rad(rng.uniform(-augment.rotate, augment.rotate))
-    zoom = 1 / (1 + rng.uniform(-augment.scale, augment.scale))
-    mirror = -1.0 if rng.random() < augment.flip else 1.0
-    turn = zoom * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) @ np.diag([mirror, 1.0])
+    reach = max(frame.fitted_height, frame.fitted_width)
+    centre = place + middle - np.where(spare > 0, 0, moved * reach)
+    if draws.happens(augment, "resized_crop"):
+        # The crop lies inside the window: its centre moves by what the crop leaves free.
+        crop, free = _resized_crop(draws, augment)
+        centre = centre + (draws.rows["resized_crop"][3:5] - 0.5) * free * size
+        turn = turn @ crop
     return Plan(
         matrix=np.column_stack([turn, centre - turn @ (middle, middle)]),
         size=size,
-        contrast=1 + rng.uniform(-augment.contrast, augment.contrast),
-        brightness=rng.uniform(-augment.brightness, augment.brightness),
-        gamma=2 ** rng.uniform(-augment.gamma, augment.gamma),
-        noise=rng.uniform(0, augment.noise),
-        noise_seed=int(rng.integers(2**63)),
+        tone=Tone(
+            gamma=2 ** draws.value(augment, "gamma"),
+            contrast=1 + draws.value(augment, "contrast"),
+            brightness=draws.value(augment, "brightness"),
+        ),
+        effects=draws.effects(augment),
     )
 
 
-def compose(outer: Matrix, inner: Matrix) -> Matrix:
-    """The 2 x 3 matrix that applies `inner` first, then `outer`."""
-    full = np.vstack([inner, [0.0, 0.0, 1.0]])
-    return np.asarray(outer @ full, dtype=np.float64)
+def n_windows(window: Window) -> int:
+    """Training windows of each image and epoch in a sliding loader."""
+    return grid_side(window) ** 2 if window.window_mode == "grid" else window.windows_per_image
 
 
-def warp_image(image: NDArray[np.uint8], plan: Plan) -> NDArray[np.uint8]:
-    """Apply the plan to a framed image: (H, W) uint8 -> (size, size) uint8."""
-    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    out = cv2.warpAffine(image, plan.matrix, (plan.size, plan.size), flags=flags, borderValue=0)
-    levels = np.linspace(0, 1, 256) ** plan.gamma
-    levels = (levels - 0.5) * plan.contrast + 0.5 + plan.brightness
-    if plan.noise == 0:
-        return np.asarray(cv2.LUT(out, np.clip(np.rint(levels * 255), 0, 255).astype(np.uint8)), dtype=np.uint8)
-    grain = np.random.default_rng(plan.noise_seed).standard_normal(out.shape, np.float32)
-    grey = np.asarray(cv2.LUT(out, (levels * 255).astype(np.float32))) + grain * np.float32(plan.noise * 255)
-    return np.asarray(np.clip(np.rint(grey), 0, 255), dtype=np.uint8)
+def grid_side(window: Window) -> int:
+    """Windows along each side of the training grid: as many as inference has on a square image."""
+    return len(window_starts(max(window.image_size, window.window_size), window.window_size, window.stride))
 
 
-def warp_bits(bits: NDArray[np.int32], plan: Plan, frame: Frame) -> NDArray[np.int32]:
-    """Apply the plan's geometry to packed words of the image file's size: (words, H, W) -> (words, size, size).
+def _place(
+    draws: Draws, spare: NDArray[np.int64], size: int, cell: Cell | None, boxes: Boxes | None
+) -> NDArray[np.float64]:
+    """Top left corner (x, y) of the window, whole frame px.
 
-    From full size straight to the output, nearest neighbour: rasterising at another scale would give another mask.
+    At whole pixels: without augmentation a window is a crop, as at inference, and not blurred between pixels.
     """
-    matrix = compose(frame.to_source(), plan.matrix)
-    flags = cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP
-    # Nearest copies the 32 bits of a float as they are; as integers OpenCV refuses them or is slower.
-    warped = [
-        cv2.warpAffine(word.view(np.float32), matrix, (plan.size, plan.size), flags=flags, borderValue=0)
-        for word in bits
-    ]
-    return np.stack(warped).view(np.int32)
+    room = np.maximum(spare, 0)
+    if cell is not None:
+        where = (cell.number % cell.side, cell.number // cell.side)
+        return np.array([cell.start(which, int(free), size) for which, free in zip(where, room, strict=True)])
+    if boxes is not None and len(boxes):
+        box = boxes[int(draws.place[2] * len(boxes))]
+        centre = box[:2] + draws.place[:2] * (box[2:] - box[:2])
+        return np.asarray(np.clip(np.rint(centre - (size - 1) / 2), 0, room), dtype=np.float64)
+    return np.asarray(np.floor(draws.place[:2] * (room + 1)), dtype=np.float64)
+
+
+def _turn(draws: Draws, augment: Augment) -> NDArray[np.float64]:
+    """2 x 2 part of the matrix from output to frame: rotation, zoom, shear and flips."""
+    angle = np.deg2rad(draws.value(augment, "rotate"))
+    zoom = 1 / (1 + draws.value(augment, "scale"))
+    slant = np.tan(np.deg2rad(draws.value(augment, "shear")))
+    mirror = np.diag([-1.0 if draws.happens(augment, name) else 1.0 for name in ("hflip", "vflip")])
+    # From output to frame: the inverse of what is seen, so the minus sign of a clockwise turn is below.
+    rotation = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+    return np.asarray(zoom * rotation @ np.array([[1.0, slant], [0.0, 1.0]]) @ mirror, dtype=np.float64)
+
+
+def _resized_crop(draws: Draws, augment: Augment) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """2 x 2 matrix of a resized crop, and the share of the window's side that it leaves free, (x, y)."""
+    area = max(draws.value(augment, "resized_crop"), 1e-4)
+    widest = min(4 / 3, 1 / area)  # as far as the crop of this area fits into the window
+    ratio = widest ** (2 * draws.rows["resized_crop"][2] - 1)
+    sides = np.sqrt([area * ratio, area / ratio])
+    return np.diag(sides), 1 - sides

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from config import ConfigProblem, suggest
 from dataset.images import IMAGE_SUFFIXES
@@ -42,37 +41,70 @@ class Record:
         return f"{self.subject}/{self.image.stem}"
 
 
-def read_competition(root: Path, split: Literal["train", "test"]) -> list[Record]:
+@dataclass(frozen=True)
+class Pairs:
+    """Images and labels of one split of a competition tree, and those without a partner."""
+
+    records: list[Record]
+    """Sorted by `IDxxx/file`, with their labels; those in `unlabelled` have None."""
+    unlabelled: list[Record]
+    """Images that lack a label though the split must have it."""
+    lone_labels: list[Path]
+    """Labels without an image, sorted."""
+
+
+def pair_competition(root: Path, split: str) -> Pairs:
+    """Pair `root/<split>/DCM` with `root/<split>/outputs_json` by relative path without the extension.
+
+    Nothing is raised: missing folders are empty ones. The test split may have no labels at all.
+    """
+    images_root, labels_root = root / split / "DCM", root / split / "outputs_json"
+    images = _images_below(images_root) if images_root.is_dir() else []
+    found = {path.relative_to(labels_root).with_suffix("").as_posix(): path for path in labels_root.rglob("*.json")}
+    labels = [found.pop(image.relative_to(images_root).with_suffix("").as_posix(), None) for image in images]
+    records = [_record(image, label, images_root) for image, label in zip(images, labels, strict=True)]
+    needs_labels = split != "test" or labels_root.is_dir()
+    unlabelled = [record for record in records if needs_labels and record.label is None]
+    return Pairs(records, unlabelled, [found[key] for key in sorted(found)])
+
+
+def label_of(image: Path, root: Path, split: str) -> Path:
+    """Where the label of an image below `root/<split>/DCM` belongs."""
+    return root / split / "outputs_json" / image.relative_to(root / split / "DCM").with_suffix(".json")
+
+
+def image_of(label: Path, root: Path, split: str) -> Path:
+    """Where the image of a label below `root/<split>/outputs_json` belongs, if it is a PNG."""
+    return root / split / "DCM" / label.relative_to(root / split / "outputs_json").with_suffix(".png")
+
+
+def read_competition(root: Path, split: str) -> list[Record]:
     """Records of `root/<split>/DCM/IDxxx/*.png`, sorted by `IDxxx/file`, with labels from `outputs_json`.
 
-    Images and labels are paired by relative path without the extension. The test split may have no labels at all.
+    Images and labels are paired by relative path without the extension.
+
+    Args:
+        split: train, test, or another split folder such as val. Only test may have no labels at all.
 
     Raises:
         FileProblem: no images, or an image or label without its partner; names the files and the remedy.
     """
-    images_root, labels_root = root / split / "DCM", root / split / "outputs_json"
-    images = _images_below(images_root) if images_root.is_dir() else []
-    if not images:
+    pairs = pair_competition(root, split)
+    if not pairs.records:
         raise FileProblem(
-            f"{images_root} holds no images: point --data_root at the folder that holds {split}/DCM, or give --phantom "
-            f"to draw a data set."
+            f"{root / split / 'DCM'} holds no images: point --data_root at the folder that holds {split}/DCM, or give "
+            f"--phantom to draw a data set."
         )
-    if split == "test" and not labels_root.is_dir():
-        return [_record(image, None, images_root) for image in images]
-    labels = {path.relative_to(labels_root).with_suffix("").as_posix(): path for path in labels_root.rglob("*.json")}
-    records = []
-    for image in images:
-        key = image.relative_to(images_root).with_suffix("").as_posix()
-        if key not in labels:
-            raise FileProblem(
-                f"{image} has no label {labels_root / key}.json: add it, or remove the image from the training set."
-            )
-        records.append(_record(image, labels.pop(key), images_root))
-    if labels:
-        key, path = next(iter(sorted(labels.items())))
-        more = f" (and {len(labels) - 1} more)" if len(labels) > 1 else ""
-        raise FileProblem(f"{path}{more} has no image {images_root / key}.png: add it, or remove the label.")
-    return records
+    if pairs.unlabelled:
+        image = pairs.unlabelled[0].image
+        raise FileProblem(
+            f"{image} has no label {label_of(image, root, split)}: add it, or remove the image from the training set."
+        )
+    if pairs.lone_labels:
+        path, count = pairs.lone_labels[0], len(pairs.lone_labels)
+        more = f" (and {count - 1} more)" if count > 1 else ""
+        raise FileProblem(f"{path}{more} has no image {image_of(path, root, split)}: add it, or remove the label.")
+    return pairs.records
 
 
 def read_folder(path: Path) -> list[Record]:

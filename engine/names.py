@@ -64,7 +64,8 @@ def all_names(package: str) -> list[str]:
     """Every name with its variants, for --list_models and its like. Imports all modules of the package."""
     names: list[str] = []
     for stem in stems(package):
-        variants: list[str] = list(importlib.import_module(f"{package}.{stem}").VARIANTS)
+        module = importlib.import_module(f"{package}.{stem}")
+        variants: list[str] = list(module.VARIANTS)
         names += [str(Name(package, stem, variant)) for variant in variants]
     return names
 

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from config import Config
-from dataset.dataset import read_label
-from dataset.images import read_image
+from dataset.images import image_shape
 from dataset.readers import Record
+from dataset.samples import read_label
 from engine.progress import progress
 from inference.metrics import DiceTable
 
@@ -49,7 +49,7 @@ def _dice(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> NDArray[np.float64]:
 
 def _boxed(record: Record, cfg: Config) -> NDArray[np.bool_]:
     """All masks of an image, cut to the box of all bones and scaled to SIDE, thumb to the left: (K, SIDE, SIDE)."""
-    bits = read_label(record, cfg.data.classes, *read_image(record.image).shape)
+    bits = read_label(record, cfg.data.classes, *image_shape(record.image))
     rows, columns = np.nonzero(np.bitwise_or.reduce(bits))
     if not len(rows):
         return np.zeros((len(cfg.data.classes), SIDE, SIDE), bool)

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dataset.plan import Frame, fit_frame, fit_image
+from dataset.frame import Frame
 from engine.bits import n_words, pack
 from inference.predictor import Predictor
 
@@ -20,33 +20,33 @@ def logit(probability: float) -> float:
 
 
 def predict_bits(
-    predictor: Predictor, image: NDArray[np.uint8], n_classes: int, image_size: int, threshold: float, device: str
+    predictor: Predictor, grey: NDArray[np.uint8], frame: Frame, n_classes: int, threshold: float, device: str
 ) -> NDArray[np.int32]:
-    """Packed masks (words, H, W) int32 of a gray (H, W) uint8 image of any size, at that size.
+    """Packed masks of the frame's view at the file's own resolution, (words, height, width) int32.
 
-    The image is fitted to `image_size`; logits are interpolated back bilinearly, then thresholded.
+    `grey` is the framed image, (frame_height, frame_width) uint8. Logits are interpolated back bilinearly, then
+    thresholded.
     """
-    frame = fit_frame(image.shape, image_size, predictor.window)
-    grey = torch.from_numpy(fit_image(image, frame)).to(device)[None, None].float() / 255
     target = Unfit(frame, n_classes, threshold)
-    for band in predictor.bands(grey):
+    for band in predictor.bands(torch.from_numpy(grey).to(device)[None, None].float() / 255):
         target.add(band)
     return target.result()
 
 
 class Unfit:
-    """Collects bands of frame rows and writes finished rows of the image's own size into packed words."""
+    """Collects bands of frame rows and writes finished rows of the view's own size into packed words."""
 
     def __init__(self, frame: Frame, n_classes: int, threshold: float) -> None:
         self.frame = frame
-        self.bits = np.zeros((n_words(n_classes), frame.height, frame.width), np.int32)
+        view = frame.view
+        self.bits = np.zeros((n_words(n_classes), view.height, view.width), np.int32)
         self.limit = logit(threshold)
         self.kept: Tensor | None = None  # rows of the frame that later output rows still need
         self.kept_from = 0
         self.done = 0
-        self.rows = _neighbours(frame.height, frame.fitted_height, frame.top)
-        self.columns = _neighbours(frame.width, frame.fitted_width, frame.left)
-        self.same = (frame.height, frame.width) == (frame.fitted_height, frame.fitted_width)
+        self.rows = _neighbours(view.height, frame.fitted_height, frame.top)
+        self.columns = _neighbours(view.width, frame.fitted_width, frame.left)
+        self.same = (view.height, view.width) == (frame.fitted_height, frame.fitted_width)
 
     def add(self, band: Tensor) -> None:
         """Take the next rows of the frame, (K, rows, frame_width) float32."""
@@ -66,7 +66,7 @@ class Unfit:
 
     def result(self) -> NDArray[np.int32]:
         """The packed masks, once all rows of the frame have come."""
-        assert self.done == self.frame.height, f"{self.done} of {self.frame.height} rows came"
+        assert self.done == self.frame.view.height, f"{self.done} of {self.frame.view.height} rows came"
         return self.bits
 
     def _resample(
@@ -75,7 +75,7 @@ class Unfit:
         left = self.frame.left
         if self.same:
             first = int(low[0]) - self.kept_from
-            return kept[:, first : first + len(low), left : left + self.frame.width]
+            return kept[:, first : first + len(low), left : left + self.frame.view.width]
         device = kept.device
         weight = torch.from_numpy(share).to(device)[None, :, None]
         rows = torch.lerp(

@@ -35,14 +35,18 @@ def draw_overlay(
     outlines = []
     for k, colour in enumerate(class_colours(len(classes))):
         mask = ((bits[k // 32] >> (k % 32)) & 1).astype(np.uint8)
-        if not mask.any():
+        left, top, width, height = cv2.boundingRect(mask)
+        if not width:
             continue
-        large = cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST)
-        fill[large > 0] = 0.75 * fill[large > 0] + 0.25 * np.array(colour)
+        # In the mask's box only: a third of the time at 2048.
+        part = mask[top : top + height, left : left + width]
+        large = cv2.resize(part, None, fx=factor, fy=factor, interpolation=cv2.INTER_NEAREST)
+        box = fill[factor * top : factor * (top + height), factor * left : factor * (left + width)]
+        box[large > 0] = 0.75 * box[large > 0] + 0.25 * np.array(colour)
         # Rims and not contours: the masks of a network that has learned nothing have millions of those.
-        outlines.append((large > cv2.erode(large, kernel, borderValue=0), colour))
-    for rim, colour in outlines:
-        fill[rim] = colour
+        outlines.append((box, large > cv2.erode(large, kernel, borderType=cv2.BORDER_CONSTANT, borderValue=0), colour))
+    for box, rim, colour in outlines:
+        box[rim] = colour
     if title:
         scale = max(size) / 1100
         cv2.putText(

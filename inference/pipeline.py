@@ -14,10 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from config import Config, to_record
-from dataset.dataset import read_label
+from config import Config
+from dataset.frame import fit_frame, fit_image
 from dataset.images import read_image
+from dataset.order import ALONE, Shard
 from dataset.readers import Record
+from dataset.samples import read_label
+from dataset.sources import Preparation
+from engine import settings
 from engine.files import FileProblem, atomic_path, write_json
 from engine.names import check_variant, resolve
 from engine.progress import progress
@@ -49,12 +53,15 @@ def build_predictor(cfg: Config, network: nn.Module) -> Predictor:
 
 
 def predict(predictor: Predictor, records: Iterable[Record], cfg: Config, device: str) -> Iterator[Prediction]:
-    """Masks of each record at its own size."""
+    """Masks of each record at its own size. Images are prepared as for training: CLAHE, the hand's box, its side."""
     size = cfg.inference.resize_to or cfg.window.image_size
+    preparation = Preparation.of(cfg)
     for record in records:
         image = read_image(record.image)
-        bits = predict_bits(predictor, image, len(cfg.data.classes), size, cfg.inference.threshold, device)
-        yield Prediction(record, image, bits)
+        frame = fit_frame(preparation.view(image), size, predictor.window)
+        grey = fit_image(preparation.stored(image, frame), frame)
+        bits = predict_bits(predictor, grey, frame, len(cfg.data.classes), cfg.inference.threshold, device)
+        yield Prediction(record, image, frame.view.paste(bits))
 
 
 def score(prediction: Prediction, table: DiceTable, classes: Sequence[str]) -> None:
@@ -63,11 +70,19 @@ def score(prediction: Prediction, table: DiceTable, classes: Sequence[str]) -> N
     table.add(prediction.record.key, dice_from_counts(count_bits(prediction.bits, truth, len(classes))))
 
 
-def validate(predictor: Predictor, records: Sequence[Record], cfg: Config, device: str) -> DiceTable:
-    """The leaderboard's own score of labelled records, through the submission path."""
+def validate(
+    predictor: Predictor, records: Sequence[Record], cfg: Config, device: str, shard: Shard = ALONE
+) -> DiceTable:
+    """The leaderboard's own score of labelled records, through the submission path.
+
+    Of several processes each scores its shard: equally many images, of which those that pad the last round don't count.
+    """
     table = DiceTable(cfg.data.classes)
-    for prediction in progress(predict(predictor, records, cfg, device), "validation", len(records), "images"):
-        score(prediction, table, cfg.data.classes)
+    part = shard.padded(len(records))
+    predictions = predict(predictor, [records[i] for i, _ in part], cfg, device)
+    for prediction, (_, counts) in zip(progress(predictions, "validation", len(part), "images"), part, strict=True):
+        if counts:
+            score(prediction, table, cfg.data.classes)
     return table
 
 
@@ -113,7 +128,7 @@ def _write_results(
                 write_png(folder / "overlays" / f"{prediction.record.image.stem}.png", picture)
             if table is not None:
                 score(prediction, table, classes)
-    write_json(folder / "config.json", to_record(cfg))
+    write_json(folder / "config.json", settings.to_record(cfg))
     if table is not None:
         table.to_csv(folder / "per_class.csv")
     return table

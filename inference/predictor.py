@@ -14,7 +14,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from inference.windows import axis_weights, window_starts
+from dataset.frame import window_starts
+from inference.windows import axis_weights
 
 
 class Predictor(Protocol):

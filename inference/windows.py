@@ -1,4 +1,4 @@
-"""Sliding windows: where they lie, and weights that sum to one at every pixel.
+"""Weights of sliding windows that sum to one at every pixel.
 
 The weight of a window is a product of one factor for its rows and one for its columns. So each axis is normalised once
 and no count map, division or infinity check is needed.
@@ -9,16 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-
-def window_starts(size: int, window: int, stride: int) -> list[int]:
-    """First pixels of the windows on one axis; the last window ends with the image.
-
-    Raises:
-        ValueError: the window is larger than the axis (the frame of an image never is).
-    """
-    if window > size:
-        raise ValueError(f"a window of {window} px does not fit {size} px: pad the image to the window first.")
-    return [*range(0, size - window, stride), size - window]
+from dataset.frame import window_starts
 
 
 def axis_weights(size: int, window: int, stride: int, sigma: float | None) -> NDArray[np.float32]:

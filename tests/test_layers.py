@@ -85,7 +85,8 @@ def test_scripts_and_benchmarks_are_imported_by_nothing() -> None:
 def test_each_guarded_library_has_one_door() -> None:
     assert len(importers("segmentation_models_pytorch")) == 1
     for library in ("nvidia.dali", "wandb", "albumentations"):
-        assert len(importers(library)) <= 1, library
+        # The benchmarks hold what others do with it, too.
+        assert len([path for path in importers(library) if not path.startswith("benchmarks/")]) <= 1, library
 
 
 def test_there_is_no_grab_bag() -> None:
@@ -128,7 +129,7 @@ def test_the_reader_of_imports(text: str, found: set[str], tmp_path: Path, monke
     assert imports(path) == found
 
 
-DISTRIBUTIONS = {"cv2": "opencv-python-headless", "PIL": "pillow"}
+DISTRIBUTIONS = {"cv2": "opencv-python-headless", "PIL": "pillow", "nvidia": "nvidia-dali-cuda120"}
 """Import name -> name in requirements.txt, where they differ."""
 
 
@@ -141,7 +142,7 @@ def test_everything_imported_is_pinned() -> None:
     }
     ours = {path.stem for path in [*ROOT.glob("*.py"), *ROOT.glob("tests/*.py")]}
     ours |= {path.name for path in ROOT.iterdir() if path.is_dir()}
-    folders = ("engine", "dataset", "model", "inference", "tests")
+    folders = ("engine", "dataset", "model", "inference", "scripts", "tests")
     for path in [*ROOT.glob("*.py"), *(path for folder in folders for path in (ROOT / folder).rglob("*.py"))]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dataset.plan import Frame, fit_frame
+from dataset.frame import Frame, View, fit_frame, fit_image, reduce_image
 from engine.bits import n_words, pack, unpack
 from inference.masks import Unfit, logit, predict_bits
 from inference.predictor import Sliding, Whole
@@ -45,7 +45,7 @@ def logits_of(frame: Frame, n_classes: int, seed: int = 0) -> Tensor:
 
 def resized(logits: Tensor, frame: Frame) -> Tensor:
     fitted = logits[:, frame.top : frame.top + frame.fitted_height, frame.left : frame.left + frame.fitted_width]
-    size = (frame.height, frame.width)
+    size = frame.view.file
     return F.interpolate(fitted[None], size=size, mode="bilinear", align_corners=False)[0]
 
 
@@ -64,7 +64,7 @@ def masks_of(bits: NDArray[np.int32], n_classes: int) -> Tensor:
 @pytest.mark.parametrize("window", [32, 64, 100])
 @pytest.mark.parametrize("threshold", [0.5, 0.3])
 def test_equals_interpolating_the_whole(name: str, window: int, threshold: float) -> None:
-    frame = fit_frame(SHAPES[name], 64, window)
+    frame = fit_frame(View.whole(SHAPES[name]), 64, window)
     logits = logits_of(frame, 33)
     bits = unfitted(frame, logits, threshold, [])
     assert bits.shape == (2, *SHAPES[name]) and bits.dtype == np.int32
@@ -84,7 +84,7 @@ def test_equals_interpolating_the_whole(name: str, window: int, threshold: float
 )
 def test_cuts_into_bands_change_nothing(name: str, window: int, cuts: list[int], seed: int) -> None:
     """However the rows come: singly, none at all, only black margin at first."""
-    frame = fit_frame(SHAPES[name], 64, window)
+    frame = fit_frame(View.whole(SHAPES[name]), 64, window)
     logits = logits_of(frame, 3, seed)
     whole = unfitted(frame, logits, 0.5, [])
     rows = sorted(min(cut, frame.frame_height) for cut in cuts)
@@ -94,7 +94,7 @@ def test_cuts_into_bands_change_nothing(name: str, window: int, cuts: list[int],
 
 
 def test_little_is_kept_between_bands() -> None:
-    frame = fit_frame((300, 300), 64, 64)
+    frame = fit_frame(View.whole((300, 300)), 64, 64)
     logits, target = logits_of(frame, 2), Unfit(frame, 2, 0.5)
     for row in range(64):
         target.add(logits[:, row : row + 1])
@@ -103,7 +103,7 @@ def test_little_is_kept_between_bands() -> None:
 
 
 def test_missing_rows_are_noticed() -> None:
-    frame = fit_frame((64, 64), 64, 64)
+    frame = fit_frame(View.whole((64, 64)), 64, 64)
     target = Unfit(frame, 2, 0.5)
     target.add(logits_of(frame, 2)[:, :63])
     with pytest.raises(AssertionError, match=r"6\d of 64 rows"):
@@ -160,6 +160,12 @@ def predictors() -> Iterator[Sliding | Whole]:
     yield Sliding(Bright(), 64, 64, None, 1)
 
 
+def bits_of(predictor: Sliding | Whole, image: NDArray[np.uint8]) -> NDArray[np.int32]:
+    frame = fit_frame(View.whole(image.shape), 64, predictor.window)
+    grey = fit_image(reduce_image(image, frame.reduction), frame)
+    return predict_bits(predictor, grey, frame, 2, 0.5, "cpu")
+
+
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_images_of_any_size_come_back_at_their_own(shape: tuple[int, int]) -> None:
     """The left half bright, the right half dark; the border may move by the resampling's blur alone."""
@@ -168,7 +174,7 @@ def test_images_of_any_size_come_back_at_their_own(shape: tuple[int, int]) -> No
     image[:, : width // 2] = 255
     scale = max(shape) / 64
     for predictor in predictors():
-        bits = predict_bits(predictor, image, 2, 64, 0.5, "cpu")
+        bits = bits_of(predictor, image)
         assert bits.shape == (1, height, width) and bits.dtype == np.int32
         masks = masks_of(bits, 2).numpy()
         assert not (masks[0] & masks[1]).any()
@@ -183,6 +189,6 @@ def test_an_image_of_the_frames_size_is_thresholded_pixel_by_pixel() -> None:
     image = np.random.default_rng(0).integers(0, 256, (64, 64)).astype(np.uint8)
     image[np.abs(image.astype(int) - 127) < 3] = 0
     for predictor in predictors():
-        masks = masks_of(predict_bits(predictor, image, 2, 64, 0.5, "cpu"), 2).numpy()
+        masks = masks_of(bits_of(predictor, image), 2).numpy()
         np.testing.assert_array_equal(masks[0], image > 127)
         np.testing.assert_array_equal(masks[1], image < 128)

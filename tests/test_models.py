@@ -10,11 +10,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-import config
 from config import Config, ConfigProblem
+from engine import settings
 from engine.names import all_names
 from model.checkpoint import read_checkpoint, save_weights
-from model.network import MEAN, STD, Network, build
+from model.network import NORMALIZE, Network, build
 from model.smp_decoders import smp
 
 SMALL: dict[str, dict[str, Any]] = {
@@ -33,7 +33,7 @@ every_model = pytest.mark.parametrize("name", SMALL)
 
 
 def settings_of(name: str, **values: Any) -> Config:
-    return config.replace(Config(), {"model_file": name, "classes": CLASSES, **SMALL.get(name, {}), **values})
+    return settings.replace(Config(), {"model_file": name, "classes": CLASSES, **SMALL.get(name, {}), **values})
 
 
 def network_of(name: str, **values: Any) -> Network:
@@ -91,6 +91,25 @@ def test_the_state_survives_a_checkpoint(name: str, tmp_path: Path) -> None:
     assert path.stat().st_size < sum(unique.values()) + 200_000, "shared tensors are written once"
 
 
+@pytest.mark.parametrize("how", ["unit", "dataset", "imagenet", "image"])
+def test_grey_values_as_the_network_sees_them(how: str) -> None:
+    cfg = settings.replace(Config(), {"model_file": "model.model_simple_unet_quarter", "normalize": how})
+    network, seen = build(cfg).eval(), list[Tensor]()
+    network.body.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    grey = torch.rand(3, 1, 128, 128, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 0.3, 0.0])[
+        :, None, None, None
+    ]
+    with torch.no_grad():
+        network(grey)
+    if how == "image":
+        flat = seen[0][:2].flatten(1)
+        assert flat.mean(1).abs().max() < 1e-4 and (flat.std(1) - 1).abs().max() < 0.02
+        assert not seen[0][2].any(), "a blank image has no spread to divide by"
+    else:
+        mean, std = {"unit": (0, 1), "dataset": (0.124, 0.168), "imagenet": (0.449, 0.226)}[how]
+        torch.testing.assert_close(seen[0], (grey - mean) / std)
+
+
 @every_model
 def test_the_input_is_one_grey_channel(name: str) -> None:
     """Normalised inside; the margin up to the stride is black."""
@@ -102,9 +121,10 @@ def test_the_input_is_one_grey_channel(name: str) -> None:
         network(torch.zeros(1, 1, 65, 83))
         network(torch.ones(1, 1, 65, 83))
     assert all(x.shape[-2] % network.stride == x.shape[-1] % network.stride == 0 for x in seen)
-    black = torch.tensor(-MEAN / STD)
+    mean, std = NORMALIZE["dataset"]
+    black = torch.tensor(-mean / std)
     torch.testing.assert_close(seen[0], black.expand_as(seen[0]))
-    torch.testing.assert_close(seen[1][..., :65, :83], torch.tensor((1 - MEAN) / STD).expand(1, 1, 65, 83))
+    torch.testing.assert_close(seen[1][..., :65, :83], torch.tensor((1 - mean) / std).expand(1, 1, 65, 83))
     torch.testing.assert_close(seen[1][..., 65:, :], black.expand_as(seen[1][..., 65:, :]))
 
 
@@ -147,7 +167,7 @@ def test_an_option_without_meaning_is_an_error(name: str, option: str, value: An
 )
 def test_unknown_names_suggest_near_ones(name: str, near: str) -> None:
     with pytest.raises(ConfigProblem, match=rf"did you mean .*{near}"):
-        build(config.replace(Config(), {"model_file": name}))
+        build(settings.replace(Config(), {"model_file": name}))
 
 
 def test_names_without_case_and_prefix() -> None:

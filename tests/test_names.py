@@ -9,17 +9,17 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-import config
 import run_exp
 from config import Config, ConfigProblem
-from engine import names
+from engine import names, settings
 from engine.names import Name, all_names, check_variant, resolve
 from model.losses import TERM_FILES, canonical_name, term_names
 
-FEW = settings(derandomize=True, max_examples=100, deadline=None)
+FEW = hypothesis_settings(derandomize=True, max_examples=100, deadline=None)
 PACKAGES = ("model", "dataset", "inference")
 LISTED = [(package, name) for package in PACKAGES for name in all_names(package)]
 
@@ -52,7 +52,7 @@ def test_every_name_is_listed_once(package: str) -> None:
 
 @pytest.mark.parametrize(("package", "field"), [("model", "model_file"), ("dataset", "dataset_file")])
 def test_defaults_are_listed(package: str, field: str) -> None:
-    assert config.get(Config(), field) in all_names(package)
+    assert settings.get(Config(), field) in all_names(package)
     assert Config().inference.inference_file in all_names("inference")
 
 
@@ -67,7 +67,7 @@ def test_defaults_are_listed(package: str, field: str) -> None:
         ("model", "simple_unet_quarter", "model_simple_unet", "quarter"),
         ("dataset", "dataset", "dataset", ""),
         ("dataset", "sliding_exclude", "dataset", "sliding_exclude"),
-        ("dataset", "dataset.dataset_dali_sliding_exclude", "dataset", "dali_sliding_exclude"),
+        ("dataset", "dataset.dataset_dali_sliding_exclude", "dataset_dali", "sliding_exclude"),
         ("inference", "inference", "inference", ""),
         ("inference", "Sliding", "inference_sliding", ""),
         ("inference", "inference.inference_sliding", "inference_sliding", ""),

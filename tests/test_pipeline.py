@@ -16,9 +16,13 @@ from torch import Tensor, nn
 
 import config
 from config import Config
-from dataset.dataset import read_label
+from dataset.clahe import Clahe
 from dataset.images import read_image
+from dataset.order import Shard
 from dataset.readers import Record, read_competition, read_folder
+from dataset.samples import read_label
+from dataset.sources import Preparation
+from engine import settings
 from engine.files import FileProblem
 from inference.baseline import mean_mask_dice
 from inference.overlay import class_colours, draw_overlay
@@ -42,7 +46,7 @@ class Grades(nn.Module):
 
 def settings_of(**values: Any) -> Config:
     base = {"classes": CLASSES, "image_size": 64, "window_size": 32, "stride": 16, "device": "cpu"}
-    return config.replace(Config(), {**base, **values})
+    return settings.replace(Config(), {**base, **values})
 
 
 def write_image(path: Path, height: int, width: int, seed: int = 0) -> Path:
@@ -85,7 +89,7 @@ def test_everything_that_is_written(style: str, images: Path, tmp_path: Path) ->
     assert run(cfg, records, out) is None, "no labels, no Dice"
     assert sorted(p.name for p in out.iterdir()) == ["config.json", "masks", "overlays", "submission.csv"]
     assert [p.name for p in out.parent.iterdir()] == ["out"], "no temporary folder stays"
-    saved, _ = config.from_record(json.loads((out / "config.json").read_text()), "config.json")
+    saved, _ = settings.from_record(json.loads((out / "config.json").read_text()), "config.json")
     assert saved == cfg
     sizes = {Path(name).name: size for name, size in SIZES.items()}
     masks = csv_masks(out / "submission.csv", sizes)
@@ -271,3 +275,42 @@ def test_mean_mask_dice_of_unlabelled_hands(tmp_path: Path) -> None:
     empty = hand(tmp_path, "empty", [])
     partial = [hand(tmp_path, f"partial{i}", [box("Radius", 30, 40, 30)]) for i in range(3)]
     assert mean_mask_dice([empty, *partial], [*partial[:1], empty], settings_of()) > 0.8
+
+
+@pytest.mark.parametrize("switches", ["flip", "clahe", "flip_clahe", "crop", "crop_flip"])
+def test_images_are_prepared_as_for_training_and_masks_come_back(switches: str, phantom_root: Path) -> None:
+    """A network that sees each pixel alone finds the same masks in a mirrored hand as in the hand."""
+    records = read_competition(phantom_root, "train")[:4]
+    values = {"image_size": 128, "window_size": 64, "clahe_clip": 3.0, "clahe_tiles": 4}
+    plain = settings_of(dataset_file="dataset.dataset_sliding", **values)
+    cfg = settings_of(dataset_file=f"dataset.dataset_sliding_{switches}", **values)
+    predictor, mirrored = build_predictor(cfg, Grades()), 0
+    pairs = zip(predict(predictor, records, plain, "cpu"), predict(predictor, records, cfg, "cpu"), strict=True)
+    for before, after in pairs:
+        np.testing.assert_array_equal(after.image, before.image, "the picture that is shown stays what it was")
+        view = Preparation.of(cfg).view(before.image)
+        mirrored += view.mirrored
+        grey = Clahe(3.0, 4).apply(before.image) if "clahe" in switches else before.image
+        expected = np.stack([grey / 255 > (k + 1) / 4 for k in range(3)])
+        found = masks_of(after.bits, 3)
+        box = (slice(None), slice(view.top, view.top + view.height), slice(view.left, view.left + view.width))
+        if "crop" not in switches:
+            np.testing.assert_array_equal(found, expected)
+            continue
+        assert view.height < 128 or view.width < 128
+        outside = np.ones_like(found)
+        outside[box] = False
+        assert not found[outside].any()
+        assert (found[box] != expected[box]).mean() < 0.05, "enlarged and shrunk again: edges may move"
+    assert ("flip" in switches) == (0 < mirrored < 4)
+
+
+def test_shards_score_every_image_once(phantom_root: Path) -> None:
+    records = read_competition(phantom_root, "train")[:5]
+    cfg = settings_of(image_size=64, window_size=64, classes=config.HAND_BONES)
+    predictor = build_predictor(cfg, Grades(29))
+    whole = validate(predictor, records, cfg, "cpu")
+    parts = [validate(predictor, records, cfg, "cpu", Shard(rank, 2)) for rank in (0, 1)]
+    assert [len(part) for part in parts] == [3, 2]
+    together = np.average([part.per_class()[0] for part in parts], axis=0, weights=[3, 2])
+    np.testing.assert_allclose(together, whole.per_class()[0], rtol=1e-12)

@@ -1,195 +1,269 @@
-"""dataset/plan.py: frames, and one plan per sample that keeps image and labels together."""
+"""dataset/plan.py: every random choice of a sample, drawn from (seed, epoch, record, window) alone."""
 
 from __future__ import annotations
 
-import cv2
+import itertools
+from collections import Counter
+
 import numpy as np
 import pytest
+from drawn import STRONG, only
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from config import Augment
-from dataset.plan import Frame, Plan, compose, draw_plan, fit_frame, fit_image, generator, warp_bits, warp_image
+from config import OFF, Augment, Range, Window
+from dataset.frame import Frame, View, fit_frame, window_starts
+from dataset.plan import (
+    DISTORTIONS,
+    FILTERS,
+    MIXERS,
+    Cell,
+    Draws,
+    Plan,
+    Tone,
+    draw_plan,
+    generator,
+    grid_side,
+    n_windows,
+)
+from engine.settings import AUGMENTATIONS
 
 FEW = settings(derandomize=True, max_examples=100, deadline=None)
-STILL = Augment(rotate=0, scale=0, shift=0, flip=0, brightness=0, contrast=0, gamma=0, noise=0)
-GEOMETRY = Augment(rotate=30, scale=0.3, shift=0.1, flip=0.5, brightness=0, contrast=0, gamma=0, noise=0)
 
+OF_MATRIX = ("shift", "scale", "rotate", "shear", "resized_crop", "hflip", "vflip")
+OF_TONE = ("brightness", "contrast", "gamma")
 SIZES = st.integers(1, 300)
 
 
-def plan_of(seed: int, frame: Frame, size: int, augment: Augment) -> Plan:
-    return draw_plan(np.random.default_rng(seed), frame, size, augment)
+def frame_of(height: int, width: int, image_size: int, window: int) -> Frame:
+    return fit_frame(View.whole((height, width)), image_size, window)
 
 
-def disc(height: int, width: int, radius: float) -> NDArray[np.bool_]:
-    y, x = np.mgrid[:height, :width]
-    return (y - 0.45 * height) ** 2 + (x - 0.4 * width) ** 2 < radius**2
+def plan_of(seed: int, frame: Frame, size: int, **ranges: Range) -> Plan:
+    return draw_plan(np.random.default_rng(seed), frame, size, only(ranges))
 
 
-def dice(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
-    return float(2 * (a & b).sum() / (a.sum() + b.sum()))
+def corner(plan: Plan) -> NDArray[np.float64]:
+    """Where the window's first pixel lies in the frame, without augmentation: (x, y)."""
+    return plan.matrix[:, 2]
 
 
-@FEW
-@given(SIZES, SIZES, st.integers(32, 256), st.integers(32, 256))
-def test_frames(height: int, width: int, image_size: int, window: int) -> None:
-    frame = fit_frame((height, width), image_size, window)
-    assert max(frame.fitted_height, frame.fitted_width) == image_size
-    scale = image_size / max(height, width)
-    assert abs(frame.fitted_height - height * scale) <= 0.5 or frame.fitted_height == 1
-    assert abs(frame.fitted_width - width * scale) <= 0.5 or frame.fitted_width == 1
-    assert frame.frame_height == max(window, frame.fitted_height)
-    assert frame.frame_width == max(window, frame.fitted_width)
-    assert 0 <= frame.top <= frame.frame_height - frame.fitted_height
-    assert 0 <= frame.left <= frame.frame_width - frame.fitted_width
-    image = np.full((height, width), 200, np.uint8)
-    framed = fit_image(image, frame)
-    assert framed.shape == (frame.frame_height, frame.frame_width) and framed.dtype == np.uint8
-    inside = framed[frame.top : frame.top + frame.fitted_height, frame.left : frame.left + frame.fitted_width]
-    assert (inside == 200).all() and framed.sum(dtype=np.int64) == 200 * inside.size, "black around the image"
+def seen_at(plan: Plan, x: float, y: float) -> NDArray[np.float64]:
+    """The output pixel that shows a place of the frame: the inverse of the plan's matrix."""
+    place = np.linalg.solve(plan.matrix[:, :2], np.array([x, y]) - plan.matrix[:, 2])
+    return np.asarray(place, dtype=np.float64)
 
 
-@pytest.mark.parametrize("shape", [(40, 64), (64, 40), (150, 100), (97, 131), (64, 64)])
-def test_frame_to_source_agrees_with_the_resize(shape: tuple[int, int]) -> None:
-    """On ramps, whose value is the place that a pixel of the frame was taken from."""
-    height, width = shape
-    frame = fit_frame(shape, 96, 128)
-    to_source = frame.to_source()
-    y, x = np.mgrid[:height, :width]
-    rows, columns = np.mgrid[: frame.fitted_height, : frame.fitted_width]
-    points = np.stack([columns + frame.left, rows + frame.top, np.ones_like(rows)])
-    x_at, y_at = np.tensordot(to_source, points, 1)
-    for ramp, expected, last in ((x, x_at, width - 1), (y, y_at, height - 1)):
-        framed = fit_image((ramp * (255 / last)).round().astype(np.uint8), frame)
-        seen = framed[frame.top :, frame.left :][: frame.fitted_height, : frame.fitted_width] * (last / 255)
-        off = (seen - expected.clip(0, last))[2:-2, 2:-2]
-        assert np.abs(off).max() <= 1.6 * last / 255, "places are told by grey levels, rounded twice"
-        assert abs(off.mean()) < 0.05, "pixels; corners in place of centres would be off by up to 0.5"
+def test_every_augmentation_has_its_place_in_a_plan() -> None:
+    assert sorted((*OF_MATRIX, *OF_TONE, *DISTORTIONS, *FILTERS, *MIXERS)) == sorted(AUGMENTATIONS)
+    assert set(STRONG) == set(AUGMENTATIONS), "every augmentation is tried out below"
 
 
-def test_fit_image_leaves_a_fitting_image_alone() -> None:
-    image = np.random.default_rng(0).integers(0, 256, (64, 48)).astype(np.uint8)
-    np.testing.assert_array_equal(fit_image(image, fit_frame(image.shape, 64, 48)), image)
+# Windows
 
 
 @FEW
 @given(SIZES, SIZES, st.sampled_from([32, 64, 100]), st.integers(0, 2**32 - 1))
 def test_windows_lie_inside_the_frame(height: int, width: int, window: int, seed: int) -> None:
-    """Without augmentation the window's corners map into the frame, whatever its size."""
-    frame = fit_frame((height, width), 128, window)
-    plan = plan_of(seed, frame, window, STILL)
-    low = plan.matrix @ (0, 0, 1)
+    """Without augmentation the window's corners map into the frame, whatever its size, and it is a crop."""
+    frame = frame_of(height, width, 128, window)
+    plan = plan_of(seed, frame, window)
     high = plan.matrix @ (window - 1, window - 1, 1)
-    assert (low >= -1e-9).all()
-    assert (high <= np.array([frame.frame_width, frame.frame_height]) - 1 + 1e-9).all()
-    np.testing.assert_allclose(high - low, window - 1)
+    assert (corner(plan) >= 0).all() and (corner(plan) == np.rint(corner(plan))).all()
+    assert (high <= np.array([frame.frame_width, frame.frame_height]) - 1).all()
+    np.testing.assert_array_equal(plan.matrix[:, :2], np.eye(2))
+    assert plan.size == window and plan.tone == Tone() and not plan.effects
 
 
-def test_windows_reach_every_part_of_the_frame() -> None:
-    frame = fit_frame((300, 200), 300, 64)
-    places = np.array([plan_of(seed, frame, 64, STILL).matrix[:, 2] for seed in range(400)])
-    spare = np.array([200 - 64, 300 - 64])
+def test_random_windows_lie_evenly_over_the_frame() -> None:
+    frame, spare = frame_of(300, 200, 300, 64), np.array([200 - 64, 300 - 64])
+    places = np.array([corner(plan_of(seed, frame, 64)) for seed in range(1000)])
+    for axis in (0, 1):
+        counts = np.histogram(places[:, axis], bins=5, range=(0, spare[axis] + 1))[0]
+        assert np.abs(counts - 200).max() < 55, "four standard deviations"
+    assert abs(np.corrcoef(places.T)[0, 1]) < 0.12
     assert (places.min(0) < 0.03 * spare).all() and (places.max(0) > 0.97 * spare).all()
-    assert np.abs(places.mean(0) / spare - 0.5).max() < 0.05
 
 
-@pytest.mark.parametrize("size", [32, 65, 128])
-def test_identity_gives_back_the_image_and_the_labels(size: int) -> None:
-    rng = np.random.default_rng(size)
-    image = rng.integers(0, 256, (size, size)).astype(np.uint8)
-    bits = rng.integers(-(2**31), 2**31, (2, size, size)).astype(np.int32)
-    frame = fit_frame(image.shape, size, size)
-    plan = plan_of(3, frame, size, STILL)
-    np.testing.assert_array_equal(warp_image(fit_image(image, frame), plan), image)
-    np.testing.assert_array_equal(warp_bits(bits, plan, frame), bits)
+def test_the_first_and_the_last_place_are_as_likely_as_others() -> None:
+    frame = frame_of(35, 33, 35, 32)
+    places = Counter(tuple(corner(plan_of(seed, frame, 32))) for seed in range(800))
+    assert set(places) == set(itertools.product((0, 1), (0, 1, 2, 3)))
+    assert min(places.values()) > 60 and max(places.values()) < 140
 
 
-def test_identity_of_a_padded_image() -> None:
-    rng = np.random.default_rng(1)
-    image = rng.integers(0, 256, (64, 40)).astype(np.uint8)
-    bits = rng.integers(-(2**31), 2**31, (1, 64, 40)).astype(np.int32)
-    frame = fit_frame(image.shape, 64, 64)
-    plan = plan_of(0, frame, 64, STILL)
-    np.testing.assert_array_equal(warp_image(fit_image(image, frame), plan)[:, 12:52], image)
-    warped = warp_bits(bits, plan, frame)
-    np.testing.assert_array_equal(warped[:, :, 12:52], bits)
-    assert not warped[:, :, :12].any() and not warped[:, :, 52:].any()
-
-
-def test_a_whole_place_cuts_the_window_out() -> None:
-    """Without augmentation a window at whole pixels is a crop, bit for bit."""
-    rng = np.random.default_rng(2)
-    image = rng.integers(0, 256, (90, 70)).astype(np.uint8)
-    bits = rng.integers(-(2**31), 2**31, (1, 90, 70)).astype(np.int32)
-    frame = fit_frame(image.shape, 90, 32)
-    still = plan_of(0, frame, 32, STILL)
-    plan = Plan(np.array([[1.0, 0, 17], [0, 1.0, 41]]), 32, still.contrast, still.brightness, still.gamma, 0.0, 0)
-    np.testing.assert_array_equal(warp_image(image, plan), image[41:73, 17:49])
-    np.testing.assert_array_equal(warp_bits(bits, plan, frame), bits[:, 41:73, 17:49])
-
-
-@pytest.mark.parametrize("shape", [(200, 200), (260, 150), (120, 300), (512, 400)])
-@pytest.mark.parametrize("window", [0, 96])
 @pytest.mark.parametrize(
-    "augment",
-    [
-        STILL,
-        Augment(rotate=180, scale=0, shift=0, flip=0, brightness=0, contrast=0, gamma=0, noise=0),
-        Augment(rotate=0, scale=0.5, shift=0, flip=0, brightness=0, contrast=0, gamma=0, noise=0),
-        Augment(rotate=0, scale=0, shift=0.2, flip=0, brightness=0, contrast=0, gamma=0, noise=0),
-        Augment(rotate=0, scale=0, shift=0, flip=1, brightness=0, contrast=0, gamma=0, noise=0),
-        GEOMETRY,
-    ],
-    ids=["still", "rotate", "scale", "shift", "flip", "all"],
+    ("image_size", "window", "stride"),
+    [(2048, 1024, 512), (96, 48, 16), (100, 50, 50), (64, 64, 8), (96, 48, 48), (96, 48, 32), (101, 33, 20)],
 )
-def test_image_and_labels_stay_together(shape: tuple[int, int], window: int, augment: Augment) -> None:
-    """A disc as image and as label, warped both: they cover each other."""
-    height, width = shape
-    mask = disc(height, width, 0.3 * min(shape))
-    bits = np.stack([np.zeros(shape, np.int32), np.where(mask, np.int32(-(2**31)), 0).astype(np.int32)])
-    image = mask.astype(np.uint8) * 255
-    frame = fit_frame(shape, 160, window or 160)
-    framed, size, seen = fit_image(image, frame), window or 160, 0
-    for seed in range(6):
-        plan = plan_of(seed, frame, size, augment)
-        grey, label = warp_image(framed, plan), warp_bits(bits, plan, frame)
-        assert grey.shape == (size, size) and label.shape == (2, size, size)
-        assert set(np.unique(label[1])) <= {0, -(2**31)} and not label[0].any()
-        shown, truth = grey > 127, label[1] != 0
-        if truth.sum() > 600:
-            assert dice(shown, truth) > 0.97
-            offset = np.argwhere(shown).mean(0) - np.argwhere(truth).mean(0)
-            assert np.abs(offset).max() < 0.35, "half a pixel off would be 0.5"
-            seen += 1
-    assert seen >= 2
+def test_the_grid_of_a_square_image_is_that_of_inference(image_size: int, window: int, stride: int) -> None:
+    cfg = Window(image_size=image_size, window_size=window, stride=stride, window_mode="grid")
+    frame, side = frame_of(image_size, image_size, image_size, window), grid_side(cfg)
+    assert n_windows(cfg) == side**2
+    cells = [Cell(k, side, stride) for k in range(side**2)]
+    plans = [draw_plan(np.random.default_rng(0), frame, window, only({}), cell) for cell in cells]
+    starts = window_starts(image_size, window, stride)
+    assert sorted(tuple(corner(plan)) for plan in plans) == sorted(itertools.product(starts, starts))
 
 
-def test_angle_scale_shift_and_flip_do_what_they_say() -> None:
-    frame = fit_frame((100, 100), 100, 100)
-    middle = np.array([49.5, 49.5, 1.0])
-    for seed in range(50):
-        plan = plan_of(seed, frame, 100, GEOMETRY)
+@FEW
+@given(st.integers(40, 300), st.integers(40, 300), st.integers(32, 100), st.integers(8, 100))
+def test_the_grid_covers_the_frame(height: int, width: int, window: int, stride: int) -> None:
+    cfg = Window(image_size=max(128, window), window_size=window, stride=min(stride, window), window_mode="grid")
+    frame, side = frame_of(height, width, cfg.image_size, window), grid_side(cfg)
+    covered = np.zeros((frame.frame_height, frame.frame_width), bool)
+    for k in range(side**2):
+        plan = draw_plan(np.random.default_rng(0), frame, window, only({}), Cell(k, side, cfg.stride))
+        x, y = corner(plan).astype(int)
+        assert x >= 0 and y >= 0 and x + window <= frame.frame_width and y + window <= frame.frame_height
+        covered[y : y + window, x : x + window] = True
+    assert covered.all()
+
+
+def test_the_number_of_windows() -> None:
+    assert n_windows(Window(windows_per_image=7)) == 7
+    assert n_windows(Window(windows_per_image=7, window_mode="balanced")) == 7
+    assert n_windows(Window(windows_per_image=7, window_mode="grid")) == 9
+
+
+@FEW
+@given(
+    st.tuples(st.integers(0, 180), st.integers(0, 280), st.integers(0, 60), st.integers(0, 60)), st.integers(0, 2**32)
+)
+def test_balanced_windows_show_the_bone(box: tuple[int, int, int, int], seed: int) -> None:
+    """Its middle is inside whenever it fits, also at the frame's edge, and the window never leaves the frame."""
+    frame = frame_of(300, 200, 300, 64)
+    x0, y0 = box[0], box[1]
+    x1, y1 = min(x0 + box[2], 199), min(y0 + box[3], 299)
+    boxes = np.array([[x0, y0, x1, y1]], np.float64)
+    low = corner(draw_plan(np.random.default_rng(seed), frame, 64, only({}), boxes=boxes))
+    assert (low >= 0).all() and (low + 64 <= (200, 300)).all() and (low == np.rint(low)).all()
+    middle = np.array([x0 + x1, y0 + y1]) / 2
+    assert (low <= middle + 0.5).all() and (middle <= low + 63.5).all()
+
+
+def test_balanced_windows_move_over_the_bone() -> None:
+    """So that a bone isn't always in the middle of its window."""
+    frame, boxes = frame_of(300, 300, 300, 64), np.array([[100.0, 120, 160, 200]])
+    plans = [draw_plan(np.random.default_rng(seed), frame, 64, only({}), boxes=boxes) for seed in range(300)]
+    middles = np.array([corner(plan) for plan in plans]) + 31.5
+    assert (np.abs(middles.min(0) - boxes[0, :2]) < 4).all() and (np.abs(middles.max(0) - boxes[0, 2:]) < 4).all()
+    assert (np.abs(middles.mean(0) - (130, 160)) < 4).all()
+
+
+def test_balanced_windows_give_every_bone_its_turn() -> None:
+    """Whatever its size."""
+    frame = frame_of(400, 400, 400, 32)
+    corners = np.array([(x, y) for x in (50, 150, 250) for y in (50, 150, 250, 350)])
+    sides = np.linspace(1, 40, len(corners))[:, None]
+    boxes = np.hstack([corners - sides / 2, corners + sides / 2])
+    counts: Counter[int] = Counter()
+    for seed in range(1200):
+        middle = corner(draw_plan(np.random.default_rng(seed), frame, 32, only({}), boxes=boxes)) + 15.5
+        counts[int(np.abs(corners - middle).sum(1).argmin())] += 1
+    assert len(counts) == 12 and min(counts.values()) > 60 and max(counts.values()) < 140
+
+
+def test_without_bones_balanced_windows_are_random() -> None:
+    frame, none = frame_of(300, 200, 300, 64), np.zeros((0, 4))
+    for seed in range(20):
+        balanced = draw_plan(np.random.default_rng(seed), frame, 64, only({}), boxes=none)
+        np.testing.assert_array_equal(balanced.matrix, plan_of(seed, frame, 64).matrix)
+
+
+# Geometry
+
+SQUARE = frame_of(101, 101, 101, 101)
+
+
+def test_rotation_is_clockwise() -> None:
+    plan = plan_of(0, SQUARE, 101, rotate=(90, 90, 1))
+    np.testing.assert_allclose(seen_at(plan, 80, 50), (50, 80), atol=1e-9)
+    plan = plan_of(0, SQUARE, 101, rotate=(30, 30, 1))
+    np.testing.assert_allclose(seen_at(plan, 50, 20), (50 + 30 * 0.5, 50 - 30 * np.sqrt(0.75)), atol=1e-9)
+
+
+def test_scale_enlarges() -> None:
+    plan = plan_of(0, SQUARE, 101, scale=(0.5, 0.5, 1))
+    np.testing.assert_allclose(seen_at(plan, 60, 30), (65, 20), atol=1e-9)
+
+
+def test_shift_is_a_share_of_the_images_long_side() -> None:
+    """To the right and down, whatever part of the frame the image fills."""
+    for frame in (SQUARE, frame_of(50, 25, 101, 101), frame_of(25, 50, 101, 101)):
+        plan = plan_of(0, frame, 101, shift=(0.1, 0.1, 1))
+        np.testing.assert_allclose(seen_at(plan, 50, 50), (60.1, 60.1), atol=1e-9)
+    moves = np.array([seen_at(plan_of(seed, SQUARE, 101, shift=(-0.1, 0.1, 1)), 50, 50) - 50 for seed in range(300)])
+    assert np.abs(moves).max() <= 10.1 + 1e-9 and (moves.min(0) < -9).all() and (moves.max(0) > 9).all()
+    assert abs(np.corrcoef(moves.T)[0, 1]) < 0.2, "each axis has its own"
+
+
+def test_shift_leaves_windows_where_they_are() -> None:
+    """Where a window has room in the frame its place is random anyway; shift is for whole images."""
+    frame = frame_of(300, 200, 300, 64)
+    for seed in range(20):
+        shifted = plan_of(seed, frame, 64, shift=(1, 1, 1))
+        np.testing.assert_array_equal(shifted.matrix, plan_of(seed, frame, 64).matrix)
+
+
+def test_shear_slants_vertical_edges_by_its_angle() -> None:
+    plan = plan_of(0, SQUARE, 101, shear=(20, 20, 1))
+    top, foot = seen_at(plan, 70, 10), seen_at(plan, 70, 90)
+    assert abs(np.rad2deg(np.arctan2(*(top - foot) * (1, -1))) - 20) < 1e-9
+    assert seen_at(plan, 10, 30)[1] == pytest.approx(30), "rows stay rows"
+
+
+@pytest.mark.parametrize(("name", "expected"), [("hflip", (20, 30)), ("vflip", (80, 70))])
+def test_flips(name: str, expected: tuple[int, int]) -> None:
+    for values in ((1, 1), (0, 0)):
+        plan = plan_of(0, SQUARE, 101, **{name: (*values, 1)})
+        np.testing.assert_allclose(seen_at(plan, 80, 30), expected, atol=1e-9)
+    flips = sum(np.linalg.det(plan_of(s, SQUARE, 101, **{name: (1, 1, 0.3)}).matrix[:, :2]) < 0 for s in range(300))
+    assert 58 < flips < 122, "four standard deviations around 90"
+
+
+@pytest.mark.parametrize("area", [0.1, 0.5, 0.75, 0.9, 1.0])
+def test_resized_crops_have_their_share_of_the_area(area: float) -> None:
+    """And lie inside the window, 3:4 to 4:3 in shape; where the place is free, they reach every side."""
+    frame, size = frame_of(300, 200, 300, 64), 64
+    ratios, lows, highs = [], [], []
+    for seed in range(200):
+        matrix = plan_of(seed, frame, size, resized_crop=(area, area, 1)).matrix
+        still = corner(plan_of(seed, frame, size))
+        width, height = np.diag(matrix)
+        assert matrix[0, 1] == matrix[1, 0] == 0
+        assert width * height == pytest.approx(area)
+        assert 3 / 4 - 1e-9 <= width / height <= 4 / 3 + 1e-9
+        lows.append(matrix @ (-0.5, -0.5, 1) - (still - 0.5))
+        highs.append(size - (matrix @ (size - 0.5, size - 0.5, 1) - (still - 0.5)))
+        ratios.append(width / height)
+    assert np.min(lows) > -1e-9 and np.min(highs) > -1e-9
+    if area <= 0.5:
+        assert min(ratios) < 0.78 and max(ratios) > 1.28
+        assert np.min(lows) < 1 and np.min(highs) < 1
+
+
+def test_all_of_geometry_together() -> None:
+    """Ranges hold when everything happens at once."""
+    ranges: dict[str, Range] = {
+        "rotate": (-30, 30, 1),
+        "scale": (-0.3, 0.3, 1),
+        "shift": (-0.1, 0.1, 1),
+        "hflip": (1, 1, 0.5),
+    }
+    middle = np.array([50.0, 50.0, 1.0])
+    for seed in range(100):
+        plan = plan_of(seed, SQUARE, 101, **ranges)
         linear = plan.matrix[:, :2]
-        mirrored = np.linalg.det(linear) < 0
-        turn = linear @ np.diag([-1.0 if mirrored else 1.0, 1.0])
+        turn = linear @ np.diag([np.sign(np.linalg.det(linear)), 1.0])
         zoom = np.sqrt(np.linalg.det(turn))
         assert 1 / 1.3 - 1e-9 <= zoom <= 1 / 0.7 + 1e-9
         assert abs(np.rad2deg(np.arctan2(turn[1, 0], turn[0, 0]))) <= 30 + 1e-9
-        assert np.abs(plan.matrix @ middle - middle[:2]).max() <= 0.1 * 100 + 1e-9
-    flips = sum(np.linalg.det(plan_of(s, frame, 100, GEOMETRY).matrix[:, :2]) < 0 for s in range(200))
-    assert 70 < flips < 130
-    assert not any(np.linalg.det(plan_of(s, frame, 100, Augment()).matrix[:, :2]) < 0 for s in range(50))
+        assert np.abs(plan.matrix @ middle - middle[:2]).max() <= 0.1 * 101 + 1e-9
 
 
-def test_shift_leaves_windows_inside() -> None:
-    """Where a window has room in the frame its place is random anyway; shift is for whole images."""
-    frame = fit_frame((300, 200), 300, 64)
-    shifting = Augment(rotate=0, scale=0, shift=1, flip=0, brightness=0, contrast=0, gamma=0, noise=0)
-    for seed in range(50):
-        place = plan_of(seed, frame, 64, shifting).matrix[:, 2]
-        assert (place >= 0).all() and (place <= (200 - 64, 300 - 64)).all()
+# Draws
 
 
 def test_a_sample_depends_on_seed_epoch_record_and_window_alone() -> None:
@@ -202,47 +276,92 @@ def test_a_sample_depends_on_seed_epoch_record_and_window_alone() -> None:
     assert first(2**63 - 1, 0, "한", 0) >= 0
 
 
-def test_intensity() -> None:
-    levels = np.arange(256, dtype=np.uint8).reshape(16, 16)
-    frame = fit_frame((16, 16), 16, 16)
-    x = levels / 255
-    for seed in range(20):
-        plan = plan_of(seed, frame, 16, Augment(rotate=0, scale=0, shift=0, flip=0, noise=0))
-        assert 0.9 <= plan.contrast <= 1.1 and -0.1 <= plan.brightness <= 0.1 and 2**-0.2 <= plan.gamma <= 2**0.2
-        expected = ((x**plan.gamma - 0.5) * plan.contrast + 0.5 + plan.brightness).clip(0, 1) * 255
-        assert np.abs(warp_image(levels, plan) - expected).max() <= 0.51
+def test_plans_are_repeatable_and_seeds_differ() -> None:
+    frame, augment = frame_of(300, 200, 128, 64), only(STRONG)
+    plans = [draw_plan(np.random.default_rng(seed % 8), frame, 64, augment) for seed in range(16)]
+    for a, b in zip(plans[:8], plans[8:], strict=True):
+        np.testing.assert_array_equal(a.matrix, b.matrix)
+        assert a.tone == b.tone and a.effects == b.effects
+    assert len({plan.matrix.tobytes() for plan in plans}) == 8
+    assert len({plan.tone for plan in plans}) == 8 and len({plan.effects for plan in plans}) == 8
 
 
-def test_noise_is_seeded_and_as_strong_as_planned() -> None:
-    frame = fit_frame((128, 128), 128, 128)
-    noisy = Augment(rotate=0, scale=0, shift=0, flip=0, brightness=0, contrast=0, gamma=0, noise=0.05)
-    image = np.full((128, 128), 128, np.uint8)
-    for seed in range(5):
-        plan = plan_of(seed, frame, 128, noisy)
-        assert 0 <= plan.noise <= 0.05
-        once = warp_image(image, plan)
-        np.testing.assert_array_equal(warp_image(image, plan), once)
-        spread = np.hypot(plan.noise * 255, 12**-0.5)
-        assert abs(once.std() - spread) < 0.03 * spread + 0.05
-    different = warp_image(image, plan_of(6, frame, 128, noisy)) != warp_image(image, plan_of(7, frame, 128, noisy))
-    assert different.mean() > 0.3
+def test_effects_come_in_their_order_with_seeds_of_their_own() -> None:
+    effects = plan_of(0, SQUARE, 101, **STRONG).effects
+    assert tuple(effect.name for effect in effects) == (*DISTORTIONS, *FILTERS, *MIXERS)
+    assert len({effect.seed for effect in effects}) == len(effects)
 
 
-def test_compose() -> None:
-    rng = np.random.default_rng(0)
-    outer, inner, point = rng.random((2, 3)), rng.random((2, 3)), rng.random(2)
-    expected = outer @ (*(inner @ (*point, 1)), 1)
-    np.testing.assert_allclose(compose(outer, inner) @ (*point, 1), expected)
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+def test_turning_one_off_changes_no_other(name: str) -> None:
+    frame = frame_of(300, 200, 128, 128)
+    for seed in range(3):
+        on, off = plan_of(seed, frame, 128, **STRONG), plan_of(seed, frame, 128, **{**STRONG, name: OFF})
+        assert off.effects == tuple(effect for effect in on.effects if effect.name != name)
+        assert np.array_equal(on.matrix, off.matrix) == (name not in OF_MATRIX)
+        assert (on.tone == off.tone) == (name not in OF_TONE)
+        draws = Draws(np.random.default_rng(seed))
+        for other in set(AUGMENTATIONS) - {name}:
+            a, b = only(STRONG), only({**STRONG, name: OFF})
+            assert draws.value(a, other) == draws.value(b, other)
+            assert draws.second(a, other) == draws.second(b, other)
 
 
-def test_labels_are_warped_from_full_size() -> None:
-    """A bone two pixels wide at full size: shrunk labels would lose it or double it."""
-    image = np.zeros((400, 400), np.uint8)
-    cv2.line(image, (20, 20), (380, 300), 255, 2)
-    bits = (image > 0).astype(np.int32)[None]
-    frame = fit_frame((400, 400), 100, 100)
-    warped = warp_bits(bits, plan_of(0, frame, 100, STILL), frame)
-    rows, columns = np.mgrid[:100, :100]
-    # Output pixel centres fall between four source pixels at (4 k + 1.5); either neighbour is a nearest one.
-    near = [bits[0, 4 * rows + a, 4 * columns + b] for a in (1, 2) for b in (1, 2)]
-    assert np.any([warped[0] == n for n in near], axis=0).all()
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+def test_values_fill_their_range_with_their_probability(name: str) -> None:
+    augment = only({name: (0.2, 0.6, 0.25)})
+    drawn = [Draws(np.random.default_rng(seed)) for seed in range(800)]
+    values = np.array([d.value(augment, name, off=-1) for d in drawn if d.happens(augment, name)])
+    assert 150 < len(values) < 250, "four standard deviations around 200"
+    assert values.min() >= 0.2 and values.max() <= 0.6 and np.ptp(values) > 0.38
+    assert abs(values.mean() - 0.4) < 0.04
+    assert all(d.value(augment, name, off=-1) == -1 for d in drawn if not d.happens(augment, name))
+    always, never = only({name: (0.2, 0.6, 1)}), only({name: (0.2, 0.6, 0)})
+    assert all(d.happens(always, name) and not d.happens(never, name) for d in drawn)
+
+
+@pytest.mark.parametrize("name", sorted({*AUGMENTATIONS} - {"hflip", "vflip"}))
+def test_the_value_reaches_the_plan(name: str) -> None:
+    """Two values of one augmentation give two plans; flips have none."""
+    low, high, _ = STRONG[name]
+    a, b = (plan_of(0, SQUARE, 101, **{name: (value, value, 1.0)}) for value in (low, high))
+    assert not np.array_equal(a.matrix, b.matrix) or a.tone != b.tone or a.effects != b.effects
+
+
+def test_the_default_augmentation_never_mirrors() -> None:
+    plans = [draw_plan(np.random.default_rng(seed), SQUARE, 101, Augment()) for seed in range(50)]
+    assert all(np.linalg.det(plan.matrix[:, :2]) > 0 for plan in plans)
+
+
+# Tone
+
+
+def test_tones_stay_in_their_ranges() -> None:
+    for seed in range(50):
+        ranges: dict[str, Range] = {"brightness": (-0.1, 0.2, 1), "contrast": (-0.3, 0.4, 1), "gamma": (-1, 2, 1)}
+        tone = plan_of(seed, SQUARE, 101, **ranges).tone
+        assert -0.1 <= tone.brightness <= 0.2 and 0.7 <= tone.contrast <= 1.4 and 0.5 <= tone.gamma <= 4
+
+
+def test_tone_table() -> None:
+    x = np.arange(256) / 255
+    np.testing.assert_array_equal(Tone().table(), np.arange(256))
+    for tone in (Tone(0.6, 1.3, 0.1), Tone(2, 0.5, -0.2), Tone(1, 11, 1)):
+        expected = ((x**tone.gamma - 0.5) * tone.contrast + 0.5 + tone.brightness).clip(0, 1) * 255
+        assert tone.table().dtype == np.uint8 and np.abs(tone.table() - expected).max() <= 0.501
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "grey", "expected"),
+    [
+        ("brightness", 0.2, 102, 153),
+        ("contrast", 0.5, 51, 12.75),
+        ("contrast", -1.0, 51, 127.5),
+        ("gamma", 1.0, 51, 10.2),
+        ("gamma", -1.0, 51, 255 * 0.2**0.5),
+    ],
+)
+def test_units_of_the_tone(name: str, value: float, grey: int, expected: float) -> None:
+    """Grey values from 0 to 1; relative change of the distance from mid grey; binary logarithm of the exponent."""
+    tone = plan_of(0, SQUARE, 101, **{name: (value, value, 1.0)}).tone
+    assert abs(float(tone.table()[grey]) - expected) <= 0.501

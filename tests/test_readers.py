@@ -1,16 +1,13 @@
-"""dataset/readers.py and dataset/splits.py: files paired by path, subjects never on both sides."""
+"""dataset/readers.py: files paired by path, images left out by name."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from config import ConfigProblem
-from dataset.readers import KNOWN_BAD_LABELS, Record, leave_out, read_competition, read_folder
-from dataset.splits import check_disjoint, fold_split
+from dataset.readers import KNOWN_BAD_LABELS, Record, leave_out, pair_competition, read_competition, read_folder
 from engine.files import FileProblem
 
 
@@ -41,7 +38,7 @@ def test_competition_tree(tmp_path: Path) -> None:
 
 def test_subjects_of_the_phantom(phantom_root: Path) -> None:
     for split, subjects in (("train", 6), ("test", 2)):
-        records = read_competition(phantom_root, split)  # type: ignore[arg-type]
+        records = read_competition(phantom_root, split)
         assert len(records) == 2 * subjects and len({r.subject for r in records}) == subjects
         assert all(r.label is not None and r.label.is_file() for r in records)
         assert [r.image for r in records] == sorted(r.image for r in records)
@@ -76,6 +73,25 @@ def test_a_test_split_without_labels(tmp_path: Path) -> None:
     tree(tmp_path, ["ID001/a", "ID001/b"], "test", labels=False)
     records = read_competition(tmp_path, "test")
     assert [r.label for r in records] == [None, None]
+
+
+def test_another_split_needs_its_labels(tmp_path: Path) -> None:
+    tree(tmp_path, ["ID001/a"], "val", labels=False)
+    with pytest.raises(FileProblem, match=r"val/DCM/ID001/a\.png has no label .*val/outputs_json/ID001/a\.json"):
+        read_competition(tmp_path, "val")
+    tree(tmp_path, ["ID001/a"], "val")
+    assert [r.key for r in read_competition(tmp_path, "val")] == ["ID001/a"]
+
+
+def test_pairing_lists_everything_without_a_partner(tmp_path: Path) -> None:
+    tree(tmp_path, ["ID001/a", "ID001/b", "ID002/c", "ID002/d"])
+    for gone in ("outputs_json/ID001/a.json", "outputs_json/ID002/c.json", "DCM/ID001/b.png", "DCM/ID002/d.png"):
+        (tmp_path / "train" / gone).unlink()
+    pairs = pair_competition(tmp_path, "train")
+    assert [r.key for r in pairs.records] == [r.key for r in pairs.unlabelled] == ["ID001/a", "ID002/c"]
+    assert [path.stem for path in pairs.lone_labels] == ["b", "d"]
+    nothing = pair_competition(tmp_path, "absent")
+    assert (nothing.records, nothing.unlabelled, nothing.lone_labels) == ([], [], [])
 
 
 @pytest.mark.parametrize("make", [False, True])
@@ -125,35 +141,3 @@ def test_known_bad_labels_are_left_out_where_they_are() -> None:
     assert leave_out([*good, *bad], (), known_bad=True) == good
     assert leave_out([*good, *bad], (), known_bad=False) == [*good, *bad]
     assert leave_out(good, (), known_bad=True) == good, "sets without them are fine"
-
-
-@settings(derandomize=True, max_examples=60, deadline=None)
-@given(st.sets(st.integers(1, 99), min_size=2, max_size=30), st.integers(2, 8), st.integers(0, 2**32 - 1))
-def test_folds(subjects: set[int], n_folds: int, seed: int) -> None:
-    records = records_of(*sorted(subjects))
-    if len(subjects) < n_folds:
-        with pytest.raises(ConfigProblem, match=r"n_folds is .* subjects: lower --n_folds"):
-            fold_split(records, n_folds, 0, seed)
-        return
-    held_out: list[str] = []
-    for fold in range(n_folds):
-        train, val = fold_split(records, n_folds, fold, seed)
-        assert fold_split(list(reversed(records)), n_folds, fold, seed)[1] == list(reversed(val)), "order is no matter"
-        assert sorted(r.key for r in [*train, *val]) == sorted(r.key for r in records)
-        assert not {r.subject for r in train} & {r.subject for r in val}
-        assert train and len(val) // 2 in (len(subjects) // n_folds, -(-len(subjects) // n_folds))
-        held_out += [r.key for r in val]
-    assert sorted(held_out) == sorted(r.key for r in records), "every record validates in exactly one fold"
-
-
-def test_the_seed_decides_the_folds() -> None:
-    records = records_of(*range(20))
-    splits = {tuple(r.key for r in fold_split(records, 5, 0, seed)[1]) for seed in range(10)}
-    assert len(splits) > 5
-
-
-def test_a_subject_on_both_sides_fails_loudly() -> None:
-    records = records_of(1, 2)
-    check_disjoint(records[:2], records[2:])
-    with pytest.raises(ConfigProblem, match=r"subjects ID001 \(1 in all\) are in training and validation: split by"):
-        check_disjoint(records[:1], records[1:])

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from inference.windows import axis_weights, window_starts
+from dataset.frame import window_starts
+from inference.windows import axis_weights
 
 FEW = settings(derandomize=True, max_examples=150, deadline=None)
 
