@@ -8,18 +8,21 @@ import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-import config
+import tyro
+
 from config import Config, ConfigProblem
-from engine import background, flags
+from engine import background, flags, settings
 from engine.files import FileProblem, write_json
-from engine.names import all_names
+from engine.names import all_names, resolve
 from inference.settings import full_names
 
 if TYPE_CHECKING:
+    from dataset.check import Verdict
     from dataset.readers import Record
     from inference.metrics import DiceTable
+    from train import Trainer
 
 DESCRIPTION = """Train a network, predict the test split and write the leaderboard's CSV.
 
@@ -36,6 +39,10 @@ class Commands:
     """Print every setting with its source, and stop."""
     dry_run: bool = False
     """Resolve, check and size everything, and stop."""
+    check_data: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Look at every image and label, list what is wrong, and stop; exit code 1 where something is."""
+    no_check_data: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Train without that look; it is quick where nothing has changed since the last one."""
     bg: bool = False
     """Run in the background, detached from the terminal; output goes to log/<exp_name>.log."""
     list_models: bool = False
@@ -60,9 +67,9 @@ def _command(argv: list[str], parsed: flags.Parsed[Commands], commands: Commands
         return 0
     if parsed.cfg.run.resume:
         if parsed.cfg.run.overwrite:
-            config.check(parsed.cfg)  # says that they contradict each other
+            settings.check(parsed.cfg)  # says that they contradict each other
         parsed = _resumed(argv, parsed)
-    config.check(parsed.cfg)
+    settings.check(parsed.cfg)
     cfg = full_names(parsed.cfg)
     if commands.print_config:
         print(flags.describe(cfg, parsed.sources), flush=True)
@@ -74,7 +81,10 @@ def _command(argv: list[str], parsed: flags.Parsed[Commands], commands: Commands
         # The last flag wins, however --bg was spelt: a child that still saw it would start another, for ever.
         print(background.start([os.path.abspath(__file__), *argv, "--no_bg"], cfg.run.exp_name))
         return 0
-    return _run(cfg)
+    if commands.check_data:
+        _prepare_data(cfg)
+        return 0 if _look_at_data(cfg).ok else 1
+    return _run(cfg, check=not commands.no_check_data)
 
 
 def _listing(commands: Commands) -> list[str]:
@@ -99,16 +109,16 @@ def _resumed(argv: list[str], parsed: flags.Parsed[Commands]) -> flags.Parsed[Co
     path = parsed.cfg.folder / "last.pt"
     if not path.exists():
         raise FileProblem(f"{path} does not exist, so there is nothing to resume: leave out --resume.")
-    saved, names = config.from_record(load_state(path)["config"], str(path))
+    saved, names = settings.from_record(load_state(path)["config"], str(path))
     resumed, _ = flags.parse(argv, Commands, DESCRIPTION, base=saved)
     for name in sorted(names - {"resume", "overwrite"}):
-        if config.get(resumed.cfg, name) == config.get(saved, name):
+        if settings.get(resumed.cfg, name) == settings.get(saved, name):
             continue
-        print(f"resuming with {name} {config.get(resumed.cfg, name)!r} instead of {config.get(saved, name)!r}")
+        print(f"resuming with {name} {settings.get(resumed.cfg, name)!r} instead of {settings.get(saved, name)!r}")
     # Where it was found and not where it was written: a copied or renamed experiment must not continue its original.
-    here = {name: config.get(parsed.cfg, name) for name in ("exp_name", "output_dir", "overwrite")}
+    here = {name: settings.get(parsed.cfg, name) for name in ("exp_name", "output_dir", "overwrite")}
     sources = dict.fromkeys(names, "last.pt") | {name: parsed.sources.get(name, "default") for name in here}
-    return flags.Parsed(config.replace(resumed.cfg, here), sources | resumed.sources)
+    return flags.Parsed(settings.replace(resumed.cfg, here), sources | resumed.sources)
 
 
 def _check_folder(cfg: Config) -> None:
@@ -137,8 +147,8 @@ def _is_experiment(folder: Path) -> bool:
     return isinstance(record, dict) and isinstance(record.get("run"), dict) and "exp_name" in record["run"]
 
 
-PARTS = {"train", "test", "meta_data.xlsx", "phantom.json"}
-"""All that a phantom set holds."""
+PARTS = {"train", "test", "meta_data.xlsx", "phantom.json", "cache", "jpeg"}
+"""All that a phantom set holds, and what we make of it."""
 
 
 def _missing_phantoms(cfg: Config) -> dict[str, int]:
@@ -184,16 +194,16 @@ def _prepare_data(cfg: Config) -> None:
 def _dry_run(cfg: Config) -> int:
     """Say what a run would do, with nothing written: the checks are the real ones, the network is really built."""
     _check_folder(cfg)
-    from train import Trainer
-
     print(f"would write {cfg.folder}")
     if drawn := _missing_phantoms(cfg):
         count = 2 * (drawn["train_subjects"] + drawn["test_subjects"])
         print(f"would draw {count} phantoms of {drawn['size']} px into {cfg.data.data_root} first")
-    trainer = Trainer(cfg, _undrawn(drawn["train_subjects"]) if drawn else None)
+    cfg = settings.replace(cfg, {"cache": "none"})  # building one is writing
+    trainer = _build_trainer(cfg, _undrawn(drawn["train_subjects"]) if drawn else None)
     side, batch, classes = trainer.loader.side, cfg.train.batch_size, len(cfg.data.classes)
     logits = batch * classes * side**2 * 4 / 2**20
     print(trainer.summary)
+    trainer.loader.close()
     print(f"a step: images {batch} x 1 x {side} x {side}, logits {logits:.0f} MiB in float32")
     return 0
 
@@ -205,28 +215,91 @@ def _undrawn(subjects: int) -> list[Record]:
     return [Record(Path(f"{s}/{side}.png"), Path(f"{s}/{side}.json"), str(s)) for s in range(subjects) for side in "LR"]
 
 
-def _run(cfg: Config) -> int:
+def _look_at_data(cfg: Config) -> Verdict:
+    """Check the files of data_root and show what is wrong; the list goes to <output_dir>/bad_files.csv."""
+    from dataset.check import check_data, table, write_bad_files
+    from dataset.readers import KNOWN_BAD_LABELS, pair_competition, read_competition
+    from dataset.selection import select
+    from dataset.switches import switches_of
+
+    root, data, switches = Path(cfg.data.data_root), cfg.data, switches_of(cfg)
+    if not pair_competition(root, "train").records:
+        read_competition(root, "train")  # raises: there is nothing to look at
+    try:
+        train, val = select(cfg, switches)
+        folds = {side: {r.subject for r in part} for side, part in (("training", train), ("validation", val))}
+    except FileProblem:
+        folds = None  # of files that are missing, which the check itself lists
+    held_out = [data.holdout] if data.holdout and (root / data.holdout / "DCM").is_dir() else []
+    verdict = check_data(
+        root,
+        data.classes,
+        folds,
+        Path(data.cache_dir or root / "cache") / "check.json",
+        os.cpu_count() or 1,
+        splits=("train", *held_out, "test"),
+        exclude={*data.exclude, *(KNOWN_BAD_LABELS if switches.exclude else ())},
+    )
+    print(table(verdict), flush=True)
+    if verdict.faults:
+        path = Path(cfg.run.output_dir) / "bad_files.csv"
+        write_bad_files(path, verdict)
+        print(f"list: {path}", flush=True)
+    return verdict
+
+
+def _may_train(cfg: Config) -> bool:
+    """Whether the data is fit to train on; `bad_image` skip forgives files that can't be read."""
+    forgiven = {"unreadable image", "unreadable label"} if cfg.data.bad_image == "skip" else set()
+    errors = {fault.kind for fault in _look_at_data(cfg).faults if fault.severity == "error"} - forgiven
+    if errors:
+        print(
+            f"error: the data has errors ({', '.join(sorted(errors))}): correct or --exclude the files, or give "
+            f"--no_check_data.",
+            file=sys.stderr,
+        )
+    return not errors
+
+
+def _build_trainer(cfg: Config, records: list[Record] | None = None) -> Trainer:
+    """The training loop, fed by DALI where the loader is a DALI one."""
+    if resolve("dataset", cfg.data.dataset_file).stem == "dataset_dali":
+        from train_dali import DaliTrainer
+
+        return DaliTrainer(cfg, records)
+    from train import Trainer
+
+    return Trainer(cfg, records)
+
+
+def _run(cfg: Config, check: bool) -> int:
     _check_folder(cfg)
     _prepare_data(cfg)
+    if check and not _may_train(cfg):
+        return 1
+    from dataset.selection import write_fold_file
     from engine.stop import Stopped
-    from train import Trainer
 
     asked = cfg.run
     # Not recorded: --config with the saved settings would otherwise overwrite or resume without being asked.
-    cfg = config.replace(cfg, {"resume": False, "overwrite": False})
-    trainer = Trainer(cfg)
+    cfg = settings.replace(cfg, {"resume": False, "overwrite": False})
+    trainer = _build_trainer(cfg)
+    if written := write_fold_file(cfg):
+        print(f"folds: {written}")
     if asked.resume:
         trainer.restore(cfg.folder / "last.pt")
         print(f"resuming after epoch {trainer.at.epoch}, step {trainer.at.step}")
     elif cfg.folder.exists():
         shutil.rmtree(cfg.folder)
-    write_json(cfg.folder / "config.json", config.to_record(cfg))
+    write_json(cfg.folder / "config.json", settings.to_record(cfg))
     print(trainer.summary, flush=True)
     try:
         trainer.fit()
     except Stopped as stopped:
         print(f"{stopped}: saved; continue with --exp_name {cfg.run.exp_name} --resume")
         return stopped.exit_code
+    finally:
+        trainer.loader.close()
     return _submit(cfg)
 
 

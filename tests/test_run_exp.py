@@ -24,7 +24,7 @@ import torch
 import config
 import run_exp
 from config import Config
-from engine import background, flags
+from engine import background, flags, settings
 
 ROOT = Path(run_exp.__file__).parent
 
@@ -140,8 +140,8 @@ def test_metrics_and_settings_are_recorded(finished: tuple[Path, str]) -> None:
     assert (row["epoch"], row["step"]) == ("0", "4")
     assert 0 <= float(row["val_dice"]) <= 1
     saved = json.loads((folder / "config.json").read_text("utf-8"))
-    cfg, names = config.from_record(saved, "config.json")
-    assert names == set(config.SECTION_OF)
+    cfg, names = settings.from_record(saved, "config.json")
+    assert names == set(settings.SECTION_OF)
     assert (cfg.run.exp_name, cfg.train.epoch, cfg.model.base_channels) == ("tiny", 1, 4)
     assert cfg.model.model_file == "model.model_simple_unet_quarter"
 
@@ -157,7 +157,7 @@ def test_resume_with_more_epochs_goes_on_where_it_ended(runs: Path, phantom_root
     assert [row["step"] for row in rows] == ["4", "8", "12"]
     assert rows[:1] == before
     assert len(list(runs.glob("tiny/inference/*/submission.csv"))) == 2  # nothing is overwritten
-    saved, _ = config.from_record(json.loads((runs / "tiny" / "config.json").read_text("utf-8")), "x")
+    saved, _ = settings.from_record(json.loads((runs / "tiny" / "config.json").read_text("utf-8")), "x")
     assert (saved.train.epoch, saved.data.data_root, saved.folder) == (3, str(phantom_root), runs / "tiny")
     assert not saved.run.overwrite
 
@@ -408,7 +408,7 @@ def test_saved_settings_never_overwrite_nor_resume_unasked(
         ["--exp_name", "tiny", "--output_dir", str(runs), "--resume", "--epoch", "2"],
     ):
         assert run(*argv)[0] == 0
-        cfg, _ = config.from_record(json.loads(saved.read_text("utf-8")), "x")
+        cfg, _ = settings.from_record(json.loads(saved.read_text("utf-8")), "x")
         assert not cfg.run.overwrite
         assert not cfg.run.resume
         before = content(runs)
@@ -485,7 +485,7 @@ def test_an_error_of_the_file_system_is_one_sentence(tmp_path: Path, phantom_roo
 
 
 def test_an_error_of_our_own_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(cfg: Config) -> int:
+    def broken(cfg: Config, check: bool) -> int:
         raise OSError("no file is named")
 
     monkeypatch.setattr(run_exp, "_run", broken)
@@ -494,7 +494,7 @@ def test_an_error_of_our_own_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_ctrl_c_outside_of_training_leaves_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(cfg: Config) -> int:
+    def interrupted(cfg: Config, check: bool) -> int:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(run_exp, "_run", interrupted)
