@@ -4,10 +4,10 @@ PYTHON ?= $(shell for p in python3.12 python3.11 python3 python; do \
 	$$p -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 
-.PHONY: demo smoke test test-full setup lint help
+.PHONY: demo smoke test test-full test-gpu setup benchmarks-setup lint help
 
 help:            ## This list
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 18
 
 demo: setup      ## Phantom data, training, inference, CSV, Dice table and a picture, in under 8 minutes on two cores
 	$(BIN)/python run_exp.py --preset demo --overwrite
@@ -16,10 +16,16 @@ smoke: setup     ## The same path in a minute
 	$(BIN)/python run_exp.py --preset smoke --overwrite
 
 test: setup      ## The test suite (under 10 minutes on two cores)
-	$(BIN)/python -m pytest -m "not full"
+	$(BIN)/python -m pytest -m "not full and not gpu"
 
 test-full: setup ## All tests, the whole demo included
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not gpu"
+
+test-gpu: setup  ## The tests that need a GPU
+	$(BIN)/python -m pytest -m gpu -rs
+
+benchmarks-setup: setup ## What only the benchmarks compare with (MONAI)
+	$(BIN)/python -m pip install --disable-pip-version-check -q --no-deps -r benchmarks/requirements.txt
 
 lint: setup      ## ruff and mypy
 	$(BIN)/ruff check .
