@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from dataset.png import SIGNATURE, decode_gray
 from engine.files import FileProblem
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".dcm")
@@ -33,9 +34,11 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     if is_dicom(path, data):
         return _read_dicom(path)
     try:
-        # ANYDEPTH keeps 16 bits; GRAYSCALE of three equal channels is exact.
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH)
-    except cv2.error:
+        image: NDArray[Any] | None = decode_gray(data) if data.startswith(SIGNATURE) else None
+        if image is None:
+            # ANYDEPTH keeps 16 bits; GRAYSCALE of three equal channels is exact.
+            image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH)
+    except (cv2.error, ValueError):
         image = None
     if image is None:
         raise FileProblem(f"{path} is not a readable image: fetch the file again or remove it from the set.")
@@ -78,7 +81,7 @@ def image_shape(path: Path) -> tuple[int, int]:
     except OSError as error:
         raise FileProblem(f"{path} cannot be read ({error.strerror}): check the path and its permissions.") from None
     turned = b"Exif" in head or b"eXIf" in head  # a camera's note that the picture is to be rotated
-    if head.startswith(b"\x89PNG\r\n\x1a\n") and len(head) >= 24 and not turned:
+    if head.startswith(SIGNATURE) and len(head) >= 24 and not turned:
         return int.from_bytes(head[20:24], "big"), int.from_bytes(head[16:20], "big")
     if head.startswith(b"\xff\xd8") and not turned and (start := _jpeg_frame(head)):
         return int.from_bytes(head[start + 5 : start + 7], "big"), int.from_bytes(head[start + 7 : start + 9], "big")
@@ -140,7 +143,7 @@ def _fault(data: bytes) -> str:
     """What is wrong with the container ("" where nothing is). OpenCV decodes half a JPEG without complaint."""
     if not data:
         return "empty"
-    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+    if data.startswith(SIGNATURE):
         return _png_fault(data)
     if data.startswith(b"\xff\xd8"):
         return _jpeg_fault(data)
@@ -154,12 +157,12 @@ def _fault(data: bytes) -> str:
 
 
 def _png_fault(data: bytes) -> str:
-    at = 8
+    at, view = len(SIGNATURE), memoryview(data)
     while at + 12 <= len(data):
         end = at + 12 + int.from_bytes(data[at : at + 4], "big")
         if end > len(data):
             return "a truncated PNG"
-        if zlib.crc32(data[at + 4 : end - 4]) != int.from_bytes(data[end - 4 : end], "big"):
+        if zlib.crc32(view[at + 4 : end - 4]) != int.from_bytes(data[end - 4 : end], "big"):
             return "a damaged PNG (checksum)"
         if data[at + 4 : at + 8] == b"IEND":
             return ""
