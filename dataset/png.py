@@ -13,6 +13,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
+ISAL_ERROR: type[Exception] = isal_zlib.error  # type: ignore[assignment]  # its stub declares an instance
 CHANNELS = {0: 1, 2: 3}
 """Colour type -> channels: grey and RGB (PNG specification, 11.2.2)."""
 
@@ -38,7 +39,7 @@ def decode_gray(data: bytes) -> NDArray[np.uint8] | None:
     row = 1 + width * CHANNELS[colour]
     try:
         raw = isal_zlib.decompress(b"".join(parts), bufsize=height * row)
-    except isal_zlib.error as error:
+    except ISAL_ERROR as error:
         raise ValueError(str(error)) from None
     if len(raw) < height * row:
         raise ValueError(f"{len(raw)} bytes of pixels instead of {height * row}")
