@@ -20,7 +20,7 @@ import torch
 from benchmarks import gpu_rows, same, stages, usual_way
 from benchmarks.case import FULL, QUICK, Case, draw
 from benchmarks.measure import in_turn
-from benchmarks.our_way import ours, write_jpegs
+from benchmarks.our_way import Source, ours, write_jpegs
 from benchmarks.rows import Repeats, Row
 from benchmarks.throughput import OURS, Peer, compare, fastest, rate_of
 from benchmarks.usual_way import CORES, PLAIN, TRIED, Knobs
@@ -32,7 +32,7 @@ DESCRIPTION = "Augmented training windows a second, against the competition's us
 
 BEST, MONAI, FLOOR = "usual way, best", "MONAI", "floor: one decode, one warp"
 THREADS = (
-    f"Workers run one thread of torch and of OpenCV each; 'usual way, plain' leaves OpenCV its default of {CORES}."
+    f"Workers run one thread of torch and of OpenCV each; 'usual way' leaves OpenCV its default of {CORES}."
 )
 
 
@@ -59,7 +59,7 @@ def run(quick: bool) -> list[Row]:
         apart.submit(check_all, records, case, has_monai).result()
     best, tried = fastest_usual(records, case, effort)
     peers = [
-        Peer("usual way, plain", partial(usual_way.build, records, case, PLAIN), THREADS),
+        Peer("usual way", partial(usual_way.build, records, case, PLAIN), THREADS),
         Peer(BEST, partial(usual_way.build, records, case, best), tried),
     ]
     rows = []
@@ -68,13 +68,13 @@ def run(quick: bool) -> list[Row]:
     else:
         note = "MONAI is not installed: `make benchmarks-setup` installs it."
         rows.append(Row("from PNG, loader", MONAI, "samples/s", note=note))
-    rows += compare("from PNG", partial(ours, "PNG", records, case), peers, effort.repeats, effort.seconds)
     write_jpegs(case)
-    jpeg_peer = Peer(f"{BEST}, from JPEG", partial(usual_way.build, as_jpeg(records, case), case, best))
-    for source in ("JPEG", "disk cache"):
-        build = partial(ours, source, records, case)
-        rows += compare(f"from {source}", build, [jpeg_peer], effort.repeats, effort.seconds)
-    return [*rows, *one_thread(records, case, effort, best), *gpu_rows.rows()]
+    peers.append(Peer(f"{BEST}, from JPEG", partial(usual_way.build, as_jpeg(records, case), case, best)))
+    sources: tuple[Source, ...] = ("PNG", "JPEG", "disk cache")
+    builds = {f"from {source}": partial(ours, source, records, case) for source in sources}
+    rows += compare(builds, peers, effort.repeats, effort.seconds)
+    rows += one_thread(records, case, effort, best)
+    return rows + gpu_rows.rows(records, case, effort.repeats, effort.seconds)
 
 
 def check_all(records: Sequence[Record], case: Case, has_monai: bool) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import count
+from itertools import count, product
 
 from benchmarks.case import Epochs
 from benchmarks.measure import in_turn
@@ -52,9 +52,12 @@ def fastest(ways: Mapping[str, Build], seconds: float) -> tuple[str, str]:
     return max(rates, key=rates.__getitem__), "; ".join(f"{name}: {rate:.3g}" for name, rate in rates.items())
 
 
-def compare(what: str, our_build: Build, peers: Sequence[Peer], repeats: int, seconds: float) -> list[Row]:
-    """Rows against every peer; `what` begins their cases. All loaders' workers live while they are measured in turn."""
-    builds = {OURS: our_build, **{peer.name: peer.build for peer in peers}}
+def compare(ours: Mapping[str, Build], peers: Sequence[Peer], repeats: int, seconds: float) -> list[Row]:
+    """Rows of each of ours, by the name that begins its cases, against every peer.
+
+    All loaders' workers live while they are measured in turn.
+    """
+    builds = {**{OURS + what: build for what, build in ours.items()}, **{peer.name: peer.build for peer in peers}}
     # One after the other: pages that more processes share count less in each one's PSS.
     found = {name: probe(build()) for name, build in builds.items()}
     started = {name: build() for name, build in builds.items()}
@@ -62,10 +65,10 @@ def compare(what: str, our_build: Build, peers: Sequence[Peer], repeats: int, se
         probe(epochs)
     rates = in_turn({name: rate_of(epochs, seconds) for name, epochs in started.items()}, repeats)
     rows = []
-    for peer in peers:
-        (our_peaks, our_sent), (their_peaks, their_sent) = found[OURS], found[peer.name]
+    for what, peer in product(ours, peers):
+        (our_peaks, our_sent), (their_peaks, their_sent) = found[OURS + what], found[peer.name]
         rows += [
-            Row(f"{what}, loader", peer.name, "samples/s", rates[OURS], rates[peer.name], peer.note),
+            Row(f"{what}, loader", peer.name, "samples/s", rates[OURS + what], rates[peer.name], peer.note),
             Row(f"{what}, sent by a worker", peer.name, "MB/sample", (our_sent,), (their_sent,)),
             Row(f"{what}, worker's peak PSS", peer.name, "MB", (our_peaks.pss,), (their_peaks.pss,)),
             Row(f"{what}, worker's peak USS", peer.name, "MB", (our_peaks.uss,), (their_peaks.uss,)),

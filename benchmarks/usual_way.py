@@ -53,8 +53,9 @@ class Knobs:
 
 
 CORES = len(os.sched_getaffinity(0))
-PLAIN = Knobs("plain", crop_first=False, planes=False, uint8=False, workers=2, opencv_threads=CORES)
+PLAIN = Knobs("plain", crop_first=True, planes=False, uint8=False, workers=2, opencv_threads=CORES)
 TRIED = (
+    Knobs("affine first", crop_first=False, planes=False, uint8=False, workers=2, opencv_threads=0),
     Knobs("crop first", crop_first=True, planes=False, uint8=False, workers=2, opencv_threads=0),
     Knobs("crop first, uint8", crop_first=True, planes=False, uint8=True, workers=2, opencv_threads=0),
     Knobs("crop first, planes", crop_first=True, planes=True, uint8=False, workers=2, opencv_threads=0),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 import warnings
 import zlib
 from pathlib import Path
@@ -97,6 +98,10 @@ def scale_to_uint8(values: NDArray[np.float32]) -> NDArray[np.uint8]:
     return np.asarray(np.rint((values - low) * (255.0 / (high - low))), dtype=np.uint8)
 
 
+_DICOM = threading.Lock()
+"""pydicom tells of a cut file by a warning, and warnings can't be caught in two threads at once."""
+
+
 def _read_dicom(path: Path) -> NDArray[np.uint8]:
     """First frame, through the modality LUT and the file's own window; MONOCHROME1 is inverted."""
     try:
@@ -104,7 +109,7 @@ def _read_dicom(path: Path) -> NDArray[np.uint8]:
     except ImportError:
         raise FileProblem(f"{path} is DICOM, which needs pydicom: pip install pydicom.") from None
     try:
-        with warnings.catch_warnings():
+        with _DICOM, warnings.catch_warnings():
             warnings.filterwarnings("error", "End of file reached")  # pydicom only warns of a cut encapsulated image
             file = pydicom.dcmread(path)
         image = _dicom_grey(file)

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,7 +20,7 @@ from benchmarks import __main__ as command
 from benchmarks import gpu_rows, machine, same, usual_way
 from benchmarks.case import Case
 from benchmarks.measure import in_turn, milliseconds
-from benchmarks.our_way import settings
+from benchmarks.our_way import settings, write_jpegs
 from benchmarks.rows import MORE_IS_BETTER, Row, record, table
 from benchmarks.stages import our_stages, usual_stages
 from benchmarks.throughput import Peer, compare, fastest, rate_of
@@ -29,6 +32,17 @@ from engine.flags import run_command
 
 ROOT = Path(__file__).resolve().parent.parent
 PRODUCT = ("engine", "dataset", "model", "inference", "scripts")
+@dataclass(frozen=True)
+class Elsewhere(Case):
+    """A case whose images lie in a given folder."""
+
+    place: Path = Path()
+
+    @property
+    def root(self) -> Path:
+        return self.place
+
+
 TINY = Case(size=128, window=64, subjects=6, windows=1, batch=2, workers=0)
 
 
@@ -190,7 +204,7 @@ def test_the_rate_counts_whole_epochs_of_growing_number() -> None:
 
 def test_comparing_gives_every_peer_its_four_rows() -> None:
     peers = [Peer("x", lambda: batches, "How."), Peer("y", lambda: batches)]
-    rows = compare("from nothing", lambda: batches, peers, 3, 0)
+    rows = compare({"from nothing": lambda: batches}, peers, 3, 0)
     assert [row.peer for row in rows] == ["x"] * 4 + ["y"] * 4
     assert [row.unit for row in rows[:4]] == ["samples/s", "MB/sample", "MB", "MB"]
     assert len(rows[0].ours) == len(rows[0].theirs) == 3
@@ -265,10 +279,26 @@ def test_both_sides_have_the_same_stages(records: list[Record]) -> None:
 
 def test_gpu_rows_are_null_where_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    rows = gpu_rows.rows()
+    rows = gpu_rows.rows([], TINY, 1, 0.1)
     assert rows and all(row.ratio is None and not row.ours for row in rows)
     assert all("there is no GPU" in row.note for row in rows)
     assert machine.machine()["gpu"] is None
+
+
+def test_gpu_rows_can_be_measured(records: list[Record], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """On the CPU, where their numbers mean nothing."""
+    if find_spec("nvidia.dali") is None:
+        pytest.skip("nvidia-dali-cuda120 is not installed")
+    shutil.copytree(records[0].image.parents[3], tmp_path / "set")
+    case = Elsewhere(**vars(TINY), place=tmp_path / "set")
+    write_jpegs(case)
+    monkeypatch.setattr(gpu_rows, "MODELS", {"small": "model.model_simple_unet_quarter"})
+    monkeypatch.setattr(gpu_rows, "STEPS", 2)
+    rows = gpu_rows.measured(read_competition(case.root, "train"), case, "cpu", 1, 0.01)
+    assert [(row.case, row.peer, row.unit) for row in rows] == gpu_rows.planned()
+    assert all(row.ours for row in rows)
+    assert rows[-1].ours == (0.0,), "DALI's CLAHE on the CPU is OpenCV's"
+    assert all(0 <= row.ours[0] <= 100 for row in rows if row.unit == "%")
 
 
 def test_the_product_never_imports_what_only_the_benchmarks_need() -> None:

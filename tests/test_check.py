@@ -139,12 +139,13 @@ def test_no_images(tmp_path: Path) -> None:
     assert "0 images (none readable)" in table(verdict)
 
 
-def test_a_double_name(root: Path) -> None:
-    first, second = images(root)[0], images(root)[5]
+@pytest.mark.parametrize(("split", "severity"), [("train", "warning"), ("test", "error")])
+def test_a_double_name(split: str, severity: str, root: Path) -> None:
+    first, second = images(root, split)[0], images(root, split)[-1]
     label(second).rename(label(second).with_stem(first.stem))
     second.rename(second.with_name(first.name))
     fault = only(look(root))
-    assert (fault.severity, fault.kind, fault.path) == ("error", "double name", below(root, first))
+    assert (fault.severity, fault.kind, fault.path) == (severity, "double name", below(root, first))
     assert below(root, second.with_name(first.name)) in fault.detail
 
 
