@@ -18,6 +18,7 @@ from benchmarks.usual_way import Knobs
 from dataset.cache import open_source
 from dataset.images import read_image
 from dataset.labels import rasterise, read_polygons
+from dataset.png import decode_gray
 from dataset.readers import Record
 from dataset.samples import Samples
 from dataset.switches import switches_of
@@ -73,11 +74,12 @@ def usual_stages(record: Record, case: Case, knobs: Knobs) -> Stages:
 
 
 def floor(record: Record, case: Case) -> float:
-    """What no loader from PNG to augmented windows can do without: one decode and one warp of a gray image, ms."""
+    """What no loader from PNG to augmented windows can do without: one decode (ours, the faster) and one warp, ms."""
     matrix = np.array([[0.98, 0.17, 3.0], [-0.17, 0.98, 3.0]])
 
     def least() -> None:
-        image = np.asarray(cv2.imread(str(record.image), cv2.IMREAD_GRAYSCALE))
+        image = decode_gray(record.image.read_bytes())
+        assert image is not None, "phantoms are gray"
         cv2.warpAffine(image, matrix, (case.window, case.window), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
 
     return milliseconds(least)
