@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from config import Config, ConfigProblem
 from dataset.clahe import Clahe
 from dataset.frame import Frame, View, fit_frame, reduce_image
-from dataset.hand import find_hand
+from dataset.hand import SMALLEST, find_hand
 from dataset.images import read_image
 from dataset.jpeg_tree import open_tree
 from dataset.readers import Record
@@ -42,9 +42,9 @@ class Preparation:
         return self.crop or self.flip
 
     def view(self, image: NDArray[np.uint8]) -> View:
-        """The part of an unprepared (H, W) uint8 image that is used."""
+        """The part of an unprepared (H, W) uint8 image that is used; all of one too small to find a hand in."""
         view = View.whole(image.shape)
-        if not self.looks:
+        if not self.looks or min(image.shape) < SMALLEST:
             return view
         hand = find_hand(image)
         left, top, right, bottom = hand.box if self.crop else (0, 0, view.width, view.height)

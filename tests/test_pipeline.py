@@ -305,6 +305,14 @@ def test_images_are_prepared_as_for_training_and_masks_come_back(switches: str, 
     assert ("flip" in switches) == (0 < mirrored < 4)
 
 
+@pytest.mark.parametrize("shape", [(20, 50), (1, 1), (31, 400)])
+def test_pictures_too_small_to_look_for_a_hand_are_used_whole(shape: tuple[int, int], tmp_path: Path) -> None:
+    write_image(tmp_path / "a.png", *shape)
+    cfg = settings_of(dataset_file="dataset.dataset_sliding_crop_flip")
+    (prediction,) = predict(build_predictor(cfg, Grades()), read_folder(tmp_path), cfg, "cpu")
+    assert prediction.bits.shape == (1, *shape)
+
+
 def test_shards_score_every_image_once(phantom_root: Path) -> None:
     records = read_competition(phantom_root, "train")[:5]
     cfg = settings_of(image_size=64, window_size=64, classes=config.HAND_BONES)
