@@ -180,7 +180,7 @@ def _start_worker(worker: int) -> None:
     # OpenCV's own threads in every worker only fight each other.
     cv2.setNumThreads(0)
     # Blocks of megabytes stay in the heap. glibc would give them back to the kernel after each sample, and faulting in
-    # their pages anew took an eighth of a worker's time.
+    # their pages anew took a seventh of a worker's time.
     if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
         mallopt(M_MMAP_THRESHOLD, 32 << 20)
         mallopt(M_TRIM_THRESHOLD, 256 << 20)

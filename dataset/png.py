@@ -1,4 +1,4 @@
-"""Gray 8-bit pixels of the PNGs that radiographs come as, in half of OpenCV's time.
+"""Gray 8-bit pixels of the PNGs that radiographs come as, in a third to two thirds of OpenCV's time.
 
 The competition stores three equal channels. Their filtered bytes are equal too, so one channel is reconstructed
 and the others are only compared; and Intel's ISA-L inflates 2.5 times as fast as zlib. Whatever else a PNG can be

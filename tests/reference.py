@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -21,3 +23,16 @@ def pack(masks: NDArray[np.bool_]) -> NDArray[np.int32]:
     for k, mask in enumerate(masks):
         words[k // 32] |= mask.astype(np.uint32) << np.uint32(k % 32)
     return words.view(np.int32)
+
+
+SMALL_LOADER: dict[str, Any] = {
+    "image_size": 96,
+    "window_size": 48,
+    "stride": 32,
+    "windows_per_image": 3,
+    "batch_size": 4,
+    "workers": 0,
+    "device": "cpu",
+    "n_folds": 3,
+}
+"""Settings of a loader on the phantoms of conftest.py."""

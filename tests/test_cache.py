@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from reference import SMALL_LOADER
 
 from config import Config
 from dataset import cache as module
@@ -29,16 +30,6 @@ from dataset.switches import switches_of
 from engine import settings
 from engine.files import FileProblem
 
-BASE: dict[str, Any] = {
-    "image_size": 96,
-    "window_size": 48,
-    "stride": 32,
-    "batch_size": 4,
-    "workers": 0,
-    "device": "cpu",
-    "n_folds": 3,
-}
-
 
 @pytest.fixture
 def root(phantom_root: Path, tmp_path: Path) -> Path:
@@ -48,7 +39,7 @@ def root(phantom_root: Path, tmp_path: Path) -> Path:
 
 
 def settings_of(root: Path, **values: Any) -> Config:
-    base = {**BASE, "data_root": str(root), "dataset_file": "dataset.dataset_sliding"}
+    base = {**SMALL_LOADER, "data_root": str(root), "dataset_file": "dataset.dataset_sliding"}
     return settings.replace(Config(), {**base, **values})
 
 

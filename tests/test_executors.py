@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from reference import SMALL_LOADER
 
 import config
 from config import Config, ConfigProblem
@@ -36,16 +37,6 @@ from engine.names import Name, resolve, stems
 EXECUTORS = tuple(stem.removeprefix("dataset.") for stem in stems("dataset"))
 REFERENCE = "dataset"
 
-BASE: dict[str, Any] = {
-    "image_size": 96,
-    "window_size": 48,
-    "stride": 32,
-    "windows_per_image": 3,
-    "batch_size": 4,
-    "workers": 0,
-    "device": "cpu",
-    "n_folds": 3,
-}
 
 COMBINATIONS = [
     "",
@@ -80,7 +71,8 @@ def needs(executor: str) -> None:
 
 
 def settings_of(root: Path, name: str, **values: Any) -> Config:
-    return settings.replace(Config(), {**BASE, "data_root": str(root), "dataset_file": f"dataset.{name}", **values})
+    chosen = {"data_root": str(root), "dataset_file": f"dataset.{name}", **values}
+    return settings.replace(Config(), {**SMALL_LOADER, **chosen})
 
 
 def name_of(executor: str, combination: str) -> str:

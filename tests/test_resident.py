@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from reference import SMALL_LOADER
 
 from config import HAND_BONES, Config, ConfigProblem
 from dataset import dataset, dataset_resident
@@ -27,21 +28,10 @@ from dataset.warp import label_region, label_steps, warp_bits, warp_image
 from engine import settings
 from engine.files import FileProblem
 
-BASE: dict[str, Any] = {
-    "image_size": 96,
-    "window_size": 48,
-    "stride": 32,
-    "windows_per_image": 3,
-    "batch_size": 4,
-    "workers": 0,
-    "device": "cpu",
-    "n_folds": 3,
-}
-
 
 def settings_of(root: Path, variant: str = "", **values: Any) -> Config:
     name = f"dataset.dataset_resident{variant}"
-    return settings.replace(Config(), {**BASE, "data_root": str(root), "dataset_file": name, **values})
+    return settings.replace(Config(), {**SMALL_LOADER, "data_root": str(root), "dataset_file": name, **values})
 
 
 def loader_of(cfg: Config) -> ResidentLoader:
