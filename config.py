@@ -43,10 +43,31 @@ class Run:
     """Every random choice of the run follows from it."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto takes the GPU where there is one."""
+    gpus: int = 1
+    """GPUs of this machine, one process each; more than 1 starts the run through torchrun. On a CPU: processes."""
     resume: bool = False
-    """Continue the experiment of this name from its last checkpoint."""
+    """Continue the experiment of this name from its newest whole state."""
+    force_resume: bool = False
+    """Resume although settings differ that change the network or the optimizer."""
     overwrite: bool = False
     """Replace an experiment of this name."""
+    max_hours: float = 0.0
+    """Stop after this time, saved and resumable (exit code 75); 0 is no limit."""
+    eval_only: bool = False
+    """Only validate the best checkpoint of this experiment, and predict the test split again."""
+    debug: bool = False
+    """Two steps of everything, through to the CSV."""
+    deterministic: bool = False
+    """Only GPU operations that give the same result every time; slower. On a CPU runs always repeat."""
+    profile: int = 0
+    """Time this many training steps (waiting for data, images a second, peak memory, chrome trace), and stop."""
+    wandb: Literal["auto", "online", "offline", "off"] = "auto"
+    """Weights & Biases: auto is online where a key is set and the network answers within 3 s, else off; 1 and 0 are
+    online and off."""
+    wandb_project: str = "bone-segmentation"
+    """Project there."""
+    notify: str = ""
+    """URL that gets a message (Slack's format) when the run starts, ends or fails."""
 
 
 @dataclass(frozen=True)
@@ -70,10 +91,25 @@ class Data:
     holdout: str = ""
     """Validates instead of a fold: a text file of subjects, subject/stem or image names, or a split folder in data_root
     beside train (val)."""
-    fold: int = 0
-    """The fold that validates, 0 to n_folds - 1."""
+    fold: str = "0"
+    """The fold that validates, 0 to n_folds - 1; all trains each fold and then scores and ensembles them; none trains
+    on everything and validates nothing."""
     split_seed: int = 42
     """Seed of the folds, apart from `seed` so that runs with other seeds validate on the same subjects."""
+    limit_train: int = 0
+    """Train on the first so many images only; 0 takes all."""
+    limit_val: int = 0
+    """Validate on the first so many images only; 0 takes all."""
+    overfit_batches: int = 0
+    """Train on the images of so many batches only, without augmentation, and validate on the same; 0 is off."""
+    pseudo: str = ""
+    """Predicted labels that train too: a leaderboard CSV, or a folder of masks as `save_masks` writes them."""
+    pseudo_images: str = ""
+    """Folder of their images; empty takes the test split of data_root."""
+    pseudo_weight: float = 0.5
+    """Weight of a pseudo-labelled sample in the loss; a labelled one has 1."""
+    pseudo_confidence: float = 0.0
+    """Leave out pseudo-labelled images whose mean confidence is lower (sources that state one)."""
     cache: Literal["none", "ram", "disk"] = "none"
     """Keep decoded images as uint8: in memory, or in one file that workers, ranks and later runs share."""
     cache_dir: str = ""
@@ -253,28 +289,77 @@ class Augment:
 @dataclass(frozen=True)
 class Model:
     model_file: Annotated[str, also("model")] = "model.model_nnunet"
-    """Network: module and variant, such as model.model_unet_resnet34; `--list_models` has all."""
+    """Network: module and variant, such as model.model_unet_resnet34; `--list_models` has all, `--describe_model` says
+    what one costs and which of the options below it follows."""
+    in_channels: int = 1
+    """Channels that the network takes, 1 or 3; for 3 the grey image is repeated. Pretrained filters for 3 are summed
+    for 1."""
     base_channels: int = 32
-    """Channels of the first stage (model_simple_unet and model_nnunet); deeper stages double them."""
+    """Channels of the first stage of networks that are written out; deeper stages double them."""
     dropout: float = 0.0
-    """Share of decoder features dropped while training (model_simple_unet, model_nnunet); 0 is none."""
+    """Share of features dropped while training; 0 is none."""
+    norm: Literal["own", "batch", "group", "instance"] = "own"
+    """Normalisation layers in place of the architecture's own; group and instance do not depend on the batch's size."""
     normalize: Literal["unit", "dataset", "imagenet", "image"] = "dataset"
     """Grey values that the network sees: 0 to 1; or minus mean over standard deviation of the competition's images, of
     ImageNet's, or of each image or window itself."""
+    deep_supervision: bool = False
+    """Train the coarser outputs of the decoder too, with weights 1, 1/2, 1/4, … over their sum."""
+    grad_checkpoint: bool = False
+    """Compute features again in the backward pass instead of keeping them: less memory, about a third more time."""
     pretrained: bool = False
-    """Start the encoder from ImageNet weights (model_unet, model_deeplabv3plus); needs the network once."""
+    """Start the encoder from ImageNet weights; needs the network once."""
+    init_from: str = ""
+    """Start from the weights of a file: a checkpoint of ours, or a state dict of timm, SMP or nnU-Net."""
+    first_model: str = "model.model_simple_unet_quarter"
+    """model_two_stage: network for the whole image."""
+    first_size: int = 512
+    """model_two_stage: long side, px, that the image is reduced to for the first network."""
+    second_model: str = "model.model_simple_unet"
+    """model_two_stage: network for the region of `second_classes`."""
+    second_classes: tuple[str, ...] = HAND_BONES[19:27]
+    """model_two_stage: classes that the second network draws, in the region where the first finds them."""
+    second_share: float = 0.3
+    """model_two_stage: side of that square region as a share of the image's long side."""
+    second_size: int = 512
+    """model_two_stage: side, px, at which the second network sees the region."""
 
 
 @dataclass(frozen=True)
 class Loss:
     loss: str = "Combined_Focal_Dice"
-    """One term (BCE, Focal, Dice) or a weighted sum of terms, Combined_A_B; `--list_losses` has all terms."""
+    """One term or a weighted sum of terms, Combined_A_B; `--list_losses` has all terms."""
     loss_weights: tuple[float, ...] = ()
     """One weight for each term of `loss`, in its order; empty weighs all by 1."""
+    loss_schedule: tuple[str, ...] = ()
+    """Other losses from an epoch on: EPOCH:LOSS or EPOCH:LOSS:WEIGHT,WEIGHT, such as 20:Combined_BCE_Dice:0.1,0.9; the
+    first epoch is 0 and has `loss` unless an entry begins there."""
+    class_weights: tuple[str, ...] = ()
+    """Weights of classes in every term, such as Pisiform=2 Trapezoid=1.5; all others have 1."""
     focal_alpha: float = 0.25
     """Weight of foreground pixels in Focal, background has 1 - alpha (Lin et al. 2017, arXiv:1708.02002, eq. 5)."""
     focal_gamma: float = 2.0
     """Exponent that turns Focal away from easy pixels (same source)."""
+    pos_weight: float = 1.0
+    """Weight of foreground pixels in BCE."""
+    label_smoothing: float = 0.0
+    """BCE's targets are this far from 0 and 1: t (1 - s) + s / 2."""
+    pixel_weight: Literal["none", "distance", "overlap"] = "none"
+    """Pixels that weigh more in BCE: near any bone's outline (Ronneberger et al. 2015, arXiv:1505.04597, eq. 2, without
+    its balance of classes), or where bones overlap."""
+    pixel_weight_gain: float = 5.0
+    """What they weigh above 1."""
+    pixel_weight_sigma: float = 5.0
+    """Standard deviation, px, of the weight across an outline."""
+    dice_over: Literal["class", "sample", "batch"] = "class"
+    """What Dice, Jaccard, Tversky and FocalTversky add up before they divide: each class over the batch; each class of
+    each sample; or everything."""
+    tversky_alpha: float = 0.3
+    """Weight of false positives in Tversky (Salehi et al. 2017, arXiv:1706.05721, eq. 3)."""
+    tversky_beta: float = 0.7
+    """Weight of false negatives in Tversky (same source)."""
+    focal_tversky_gamma: float = 4 / 3
+    """FocalTversky is (1 - Tversky index)^(1 / gamma) (Abraham and Khan 2019, arXiv:1810.07842, eq. 3)."""
 
 
 @dataclass(frozen=True)
@@ -287,26 +372,84 @@ class Train:
     """Steps whose gradients are added up before the weights change."""
     lr: Annotated[float, also("learning_rate")] = 1e-4
     """Learning rate at its peak."""
-    optimizer: Literal["AdamW", "Adam", "SGD"] = "AdamW"
-    """Optimizer (torch's; SGD has Nesterov momentum 0.99 as in nnU-Net)."""
+    encoder_lr: float = 1.0
+    """Learning rate of the encoder as a multiple of `lr` (networks with an encoder of their own)."""
+    freeze_encoder: int = 0
+    """First epochs in which the encoder's weights stay as they are."""
+    optimizer: str = "adamw"
+    """Optimizer by timm's name: adamw, adam, sgd (Nesterov), adamp, lion, …; `--list_optimizers` has all."""
+    momentum: float = 0.99
+    """Momentum of those that have one (sgd; 0.99 is nnU-Net's)."""
     weight_decay: float = 1e-2
-    """Decoupled weight decay of AdamW, L2 penalty of the others."""
-    scheduler: Literal["CosineAnnealingLR", "None"] = "CosineAnnealingLR"
-    """Course of the learning rate after warm-up, step by step; also spelt cosine."""
+    """Weight decay as the optimizer understands it; biases and norms are spared."""
+    scheduler: Literal[
+        "CosineAnnealingLR",
+        "CosineAnnealingWarmRestarts",
+        "ReduceLROnPlateau",
+        "StepLR",
+        "MultiStepLR",
+        "PolynomialLR",
+        "OneCycleLR",
+        "None",
+    ] = "CosineAnnealingLR"
+    """Course of the learning rate after warm-up, by torch's names; also spelt cosine, restarts, plateau, step,
+    multistep, poly, onecycle, none."""
+    scheduler_t_max: float = 0.0
+    """Epochs of the cosine, or of its first period with restarts; 0 takes all that are left after the warm-up. A
+    shorter cosine rises again, as torch's does."""
+    scheduler_t_mult: int = 1
+    """Each period of the restarts is this many times as long as the one before."""
+    step_size: float = 10.0
+    """Epochs between two drops of StepLR."""
+    milestones: tuple[float, ...] = ()
+    """Epochs at which MultiStepLR drops."""
+    lr_gamma: float = 0.1
+    """Factor of a drop (StepLR, MultiStepLR, ReduceLROnPlateau)."""
+    plateau_patience: int = 3
+    """Validations without a better Dice that ReduceLROnPlateau lets pass; it drops at the next."""
+    poly_power: float = 0.9
+    """Exponent of PolynomialLR."""
+    onecycle_share: float = 0.3
+    """Share of the steps in which OneCycleLR rises."""
     min_lr: float = 1e-6
-    """Learning rate at the end of the cosine."""
+    """Lowest learning rate (not of StepLR, MultiStepLR and OneCycleLR)."""
+    use_warmup: bool = True
+    """Begin with a linear warm-up (not OneCycleLR, which has its own)."""
     warmup_epochs: float = 1.0
-    """Epochs of linear warm-up; 0 is none."""
+    """Epochs of the warm-up."""
     warmup_min_lr: float = 1e-6
     """Learning rate at the first step of the warm-up."""
+    ema_decay: float = 0.0
+    """Decay of the exponential moving average of the weights (0.999 a step, say), which is then validated and saved; 0
+    keeps none."""
+    swa_epochs: int = 0
+    """Last epochs whose final weights are averaged (stochastic weight averaging), at the constant rate `swa_lr`."""
+    swa_lr: float = 1e-5
+    """Learning rate of these epochs (Izmailov et al. 2018, arXiv:1803.05407)."""
     grad_clip: float = 1.0
     """Largest norm of the gradient; 0 does not clip."""
     amp: bool = True
     """Half precision on GPUs (bfloat16 where the GPU has it, else float16 with a scaler); CPUs run float32."""
     workers: Annotated[int, also("num_workers")] = 2
     """Loader processes; 0 loads in the training process."""
+    compile: bool = False
+    """Compile the network (torch.compile): minutes at the start, then faster on most GPUs."""
+    auto_batch: bool = False
+    """Where memory runs out, halve batch_size, double accumulate and go on."""
+    bad_steps: int = 10
+    """Steps in a row with a loss that is not finite before the run stops; single ones are left out."""
     val_interval: Annotated[int, also("val_every")] = 1
     """Epochs between validations; the last epoch always validates."""
+    patience: int = 0
+    """Stop after so many validations without a better Dice; 0 never does."""
+    save_interval: int = 0
+    """Keep the weights of every so many epochs (epoch_010.safetensors); 0 keeps none."""
+    save_minutes: float = 10.0
+    """Minutes between states saved within an epoch, for --resume."""
+    keep_top: int = 0
+    """Keep the weights of so many best validations (top_*.safetensors) beside the best one."""
+    best_per_class: bool = False
+    """Also keep the best weights for each class (best_<class>.safetensors)."""
 
 
 @dataclass(frozen=True)
@@ -317,6 +460,11 @@ class Inference:
     """Weights for the inference commands; empty takes best.safetensors of the experiment."""
     threshold: float = 0.5
     """Probability above which a pixel belongs to a class."""
+    metrics: tuple[str, ...] = ()
+    """Further scores beside Dice: iou, precision, recall, accuracy, hausdorff, hausdorff95, surface_dice, confusion; or
+    all."""
+    surface_tolerance: float = 3.0
+    """Distance, px of the image, within which surface_dice takes two outlines for the same."""
     resize_to: int = 0
     """Long side, px, for inference instead of image_size; 0 keeps image_size. Masks come back at each image's size."""
     input: str = ""
@@ -407,7 +555,19 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 """Preset name -> the fields that differ from the defaults."""
 
-VALUE_ALIASES: dict[str, dict[str, str]] = {"scheduler": {"cosine": "CosineAnnealingLR"}}
+VALUE_ALIASES: dict[str, dict[str, str]] = {
+    "scheduler": {
+        "cosine": "CosineAnnealingLR",
+        "restarts": "CosineAnnealingWarmRestarts",
+        "plateau": "ReduceLROnPlateau",
+        "step": "StepLR",
+        "multistep": "MultiStepLR",
+        "poly": "PolynomialLR",
+        "polynomial": "PolynomialLR",
+        "onecycle": "OneCycleLR",
+    },
+    "wandb": {"1": "online", "0": "off"},
+}
 """Field -> short spelling -> value."""
 BARE_VALUES: dict[str, str] = {"save_masks": "class"}
 """Field -> what its flag means without a value."""

@@ -9,7 +9,18 @@ from typing import Any
 Repeats = tuple[float, ...]
 """One number for each repeat; none where it was not measured."""
 
-MORE_IS_BETTER = {"samples/s": True, "ms": False, "MB": False, "MB/sample": False, "%": False, "grey levels": False}
+MORE_IS_BETTER = {
+    "samples/s": True,
+    "ms": False,
+    "MB": False,
+    "MB/sample": False,
+    "x logits": False,
+    "%": False,
+    "grey levels": False,
+    "kills": False,
+    "faults": False,
+    "loss": False,
+}
 """Unit -> whether the larger number is ahead."""
 
 

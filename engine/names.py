@@ -41,14 +41,15 @@ def stems(package: str) -> list[str]:
 
 
 def resolve(package: str, request: str) -> Name:
-    """The module and variant that `request` means, in any case, with or without the package and its prefix.
+    """The module and variant that `request` means, in any case, with or without the package and its prefix; `+`
+    may be written for plus, as papers do (unet++).
 
     Whether the variant exists is for the module to say.
 
     Raises:
         ConfigProblem: no file's name begins the request; names the near ones.
     """
-    text = request.casefold().removeprefix(f"{package}.")
+    text = request.casefold().removeprefix(f"{package}.").replace("++", "plusplus").replace("+", "plus")
     candidates = stems(package)
     for full in (text, f"{package}_{text}"):
         hits = [s for s in candidates if full == s or full.startswith(f"{s}_")]

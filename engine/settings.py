@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from config import AUGMENT_SETS, OFF, VALUE_ALIASES, Augment, Config, ConfigProblem, loss_terms, suggest
+from config import AUGMENT_SETS, OFF, VALUE_ALIASES, Augment, Config, ConfigProblem, Train, loss_terms, suggest
 
 SECTIONS: dict[str, type] = get_type_hints(Config)
 SECTION_OF: dict[str, str] = {f.name: section for section, kind in SECTIONS.items() for f in fields(kind)}
@@ -22,6 +22,14 @@ AUGMENTATIONS: tuple[str, ...] = tuple(f.name for f in fields(Augment) if f.name
 """Every augmentation, in the order of config.py."""
 
 LIMITS: dict[str, tuple[float, float]] = {
+    "gpus": (1, 64),
+    "max_hours": (0, 1e5),
+    "profile": (0, 100000),
+    "limit_train": (0, 10**9),
+    "limit_val": (0, 10**9),
+    "overfit_batches": (0, 10**6),
+    "pseudo_weight": (0, 100),
+    "pseudo_confidence": (0, 1),
     "n_folds": (2, 100),
     "phantom_train": (2, 10000),
     "phantom_test": (1, 10000),
@@ -60,12 +68,42 @@ LIMITS: dict[str, tuple[float, float]] = {
     "cutmix": (0, 1),
     "base_channels": (1, 1024),
     "dropout": (0, 0.95),
+    "in_channels": (1, 3),
+    "first_size": (32, 16384),
+    "second_share": (0.05, 1),
+    "second_size": (32, 4096),
     "focal_alpha": (0, 1),
     "focal_gamma": (0, 10),
+    "pos_weight": (1e-3, 1e3),
+    "label_smoothing": (0, 0.5),
+    "pixel_weight_gain": (0, 1e3),
+    "pixel_weight_sigma": (0.1, 1e3),
+    "tversky_alpha": (0, 10),
+    "tversky_beta": (0, 10),
+    "focal_tversky_gamma": (0.1, 10),
     "epoch": (1, 100000),
     "batch_size": (1, 4096),
     "accumulate": (1, 4096),
     "lr": (1e-9, 10),
+    "encoder_lr": (0, 100),
+    "freeze_encoder": (0, 100000),
+    "momentum": (0, 0.9999),
+    "scheduler_t_max": (0, 100000),
+    "scheduler_t_mult": (1, 100),
+    "step_size": (0.01, 100000),
+    "lr_gamma": (1e-6, 1),
+    "plateau_patience": (0, 100000),
+    "poly_power": (0.01, 100),
+    "onecycle_share": (0.01, 0.99),
+    "ema_decay": (0, 0.999999),
+    "swa_epochs": (0, 100000),
+    "swa_lr": (1e-9, 10),
+    "bad_steps": (1, 10**6),
+    "patience": (0, 100000),
+    "save_interval": (0, 100000),
+    "save_minutes": (0.01, 1e5),
+    "keep_top": (0, 1000),
+    "surface_tolerance": (0, 1000),
     "weight_decay": (0, 10),
     "min_lr": (0, 10),
     "warmup_epochs": (0, 100000),
@@ -80,6 +118,19 @@ LIMITS: dict[str, tuple[float, float]] = {
     "phantom_seed": (0, 2**32 - 1),
 }
 """Field -> smallest and largest value; of the three numbers of an augmentation for the first two."""
+
+
+OF_SCHEDULER: dict[str, tuple[str, ...]] = {
+    "scheduler_t_max": ("CosineAnnealingLR", "CosineAnnealingWarmRestarts"),
+    "scheduler_t_mult": ("CosineAnnealingWarmRestarts",),
+    "step_size": ("StepLR",),
+    "milestones": ("MultiStepLR",),
+    "lr_gamma": ("StepLR", "MultiStepLR", "ReduceLROnPlateau"),
+    "plateau_patience": ("ReduceLROnPlateau",),
+    "poly_power": ("PolynomialLR",),
+    "onecycle_share": ("OneCycleLR",),
+}
+"""Setting -> the schedulers that follow it; with others it must keep its default."""
 
 
 def get(cfg: Config, name: str) -> Any:
@@ -133,6 +184,8 @@ def coerce(name: str, value: Any) -> Any:
             return match
         choices = ", ".join(map(str, get_args(kind)))
         raise ValueError(f"{name}: {value!r} is none of {choices}{suggest(str(value), get_args(kind))}")
+    if name == "fold" and _is(value, int):
+        return str(value)  # of files and presets, where a number need not be quoted
     if not _is(value, kind):
         raise ValueError(f"{name}: {value!r} is not of type {kind.__name__}")
     return kind(value)
@@ -151,6 +204,17 @@ def _is(value: Any, kind: type) -> bool:
     if kind is int:
         return isinstance(value, int) and not isinstance(value, bool)
     return isinstance(value, kind)
+
+
+def shortened(cfg: Config) -> Config:
+    """What `debug` and `overfit_batches` mean for the other settings. Check them before: they make rules moot."""
+    if cfg.data.overfit_batches:
+        cfg = replace(cfg, {"augment": "none"})
+    if not cfg.run.debug:
+        return cfg
+    steps = {"limit_train": 2 * cfg.train.batch_size * cfg.run.gpus, "windows_per_image": 1, "accumulate": 1}
+    plain = {"scheduler": "None", "use_warmup": False, "swa_epochs": 0, "freeze_encoder": 0}
+    return replace(cfg, {"epoch": 1, "limit_val": 2, **steps, **plain})
 
 
 def to_record(cfg: Config) -> dict[str, dict[str, Any]]:
@@ -208,8 +272,8 @@ def check(cfg: Config) -> None:
         ),
         (run.resume and run.overwrite, "resume and overwrite contradict each other: give one of them."),
         (
-            not 0 <= data.fold < data.n_folds,
-            f"fold is {data.fold}, but n_folds {data.n_folds} has folds 0 to {data.n_folds - 1}.",
+            data.fold not in ("all", "none", *map(str, range(data.n_folds))),
+            f"fold is {data.fold}, but n_folds {data.n_folds} has folds 0 to {data.n_folds - 1}; or give all, or none.",
         ),
         (not data.classes, "classes is empty: name at least one class."),
         (len(set(data.classes)) < len(data.classes), f"classes has a name twice: {', '.join(data.classes)}."),
@@ -223,6 +287,20 @@ def check(cfg: Config) -> None:
             f"window_size {window.window_size} is larger than image_size {window.image_size}: lower --window_size or "
             f"raise --image_size.",
         ),
+        (
+            not data.pseudo and bool(data.pseudo_images or data.pseudo_confidence),
+            "pseudo_images and pseudo_confidence need --pseudo: give it, or leave them out.",
+        ),
+        (
+            bool(data.pseudo) and loss.dice_over == "sample",
+            "dice_over sample takes all samples alike, so pseudo_weight would be ignored: give --dice_over class.",
+        ),
+        (
+            data.fold == "none" and (train.scheduler == "ReduceLROnPlateau" or bool(train.patience)),
+            "fold none validates nothing, so ReduceLROnPlateau and patience can't work: choose another scheduler and "
+            "leave out --patience.",
+        ),
+        (cfg.model.in_channels == 2, "in_channels is 2, but a network takes 1 (grey) or 3 (grey, repeated)."),
         (not all(terms) or not terms, f"loss {loss.loss!r} names no term: combine terms as in Combined_Focal_Dice."),
         (
             bool(loss.loss_weights) and len(loss.loss_weights) != len(terms),
@@ -233,18 +311,65 @@ def check(cfg: Config) -> None:
             bool(loss.loss_weights) and not (min(loss.loss_weights) >= 0 and 0 < sum(loss.loss_weights) < math.inf),
             f"loss_weights {loss.loss_weights} must be finite numbers, not negative and not all 0.",
         ),
-        (
-            train.warmup_epochs > train.epoch,
-            f"warmup_epochs {train.warmup_epochs:g} is more than epoch {train.epoch}: lower --warmup_epochs.",
-        ),
-        (
-            train.min_lr > train.lr or train.warmup_min_lr > train.lr,
-            f"min_lr {train.min_lr:g} and warmup_min_lr {train.warmup_min_lr:g} must not exceed lr {train.lr:g}.",
-        ),
     ]
-    broken += [sentence for wrong, sentence in rules if wrong]
+    broken += [sentence for wrong, sentence in rules if wrong] + _faults_of_schedule(train)
     if broken:
         raise ConfigProblem("\n".join(broken))
+
+
+def _faults_of_schedule(train: Train) -> list[str]:
+    """What is wrong with the course of the learning rate."""
+    default, scheduled = Train(), train.epoch - train.swa_epochs
+    cosines = train.scheduler in OF_SCHEDULER["scheduler_t_max"]
+    floor = cosines or train.scheduler in ("PolynomialLR", "ReduceLROnPlateau")
+    warmup = train.warmup_epochs if train.use_warmup and train.scheduler != "OneCycleLR" else 0.0
+    stops = train.milestones
+    faults = [
+        f"{name} has no meaning for scheduler {train.scheduler}: leave it out, or take {' or '.join(known)}."
+        for name, known in OF_SCHEDULER.items()
+        if train.scheduler not in known and getattr(train, name) != getattr(default, name)
+    ]
+    rules = [
+        (floor and train.min_lr > train.lr, f"min_lr {train.min_lr:g} is above lr {train.lr:g}: lower --min_lr."),
+        (
+            warmup > 0 and train.warmup_min_lr > train.lr,
+            f"warmup_min_lr {train.warmup_min_lr:g} is above lr {train.lr:g}, so the warm-up would fall: lower "
+            f"--warmup_min_lr.",
+        ),
+        (
+            train.swa_epochs >= train.epoch,
+            f"swa_epochs {train.swa_epochs} leaves none of the {train.epoch} epochs for training before: lower it.",
+        ),
+        (
+            train.swa_epochs < train.epoch and warmup > scheduled,
+            f"warmup_epochs {warmup:g} is more than the {scheduled} epochs (epoch - swa_epochs): lower "
+            f"--warmup_epochs.",
+        ),
+        (
+            not train.swa_epochs and train.swa_lr != default.swa_lr,
+            "swa_lr has no meaning without swa_epochs: give --swa_epochs too.",
+        ),
+        (
+            train.scheduler == "CosineAnnealingWarmRestarts" and not 0 < train.scheduler_t_max < scheduled - warmup,
+            f"scheduler_t_max {train.scheduler_t_max:g} restarts never in the {scheduled - warmup:g} epochs after the "
+            f"warm-up: give a shorter first period, --scheduler_t_max {max(1.0, (scheduled - warmup) // 3):g} say, or "
+            f"--scheduler cosine.",
+        ),
+        (
+            train.scheduler == "MultiStepLR" and not stops,
+            "milestones is empty, so MultiStepLR never drops: give --milestones 30 40, say.",
+        ),
+        (
+            list(stops) != sorted(set(stops)) or any(not warmup < stop < scheduled for stop in stops),
+            f"milestones {' '.join(f'{stop:g}' for stop in stops)} must rise, and lie after the warm-up ({warmup:g}) "
+            f"and before epoch {scheduled}.",
+        ),
+        (
+            train.scheduler == "StepLR" and not warmup < train.step_size < scheduled,
+            f"step_size {train.step_size:g} must lie between the warm-up ({warmup:g}) and the {scheduled} epochs.",
+        ),
+    ]
+    return faults + [sentence for wrong, sentence in rules if wrong]
 
 
 def _faults_of_range(name: str, low: float, high: float, probability: float) -> list[str]:

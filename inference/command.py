@@ -13,7 +13,7 @@ from engine import flags, settings
 from inference.settings import full_names
 
 if TYPE_CHECKING:
-    from model.checkpoint import Checkpoint
+    from model.checkpoint import Trained
 
 FIXED = {
     *(
@@ -49,21 +49,31 @@ def main(argv: list[str], style: str = "") -> int:
 
 
 def _command(argv: list[str], asked: Config, style: str) -> int:
-    from model.checkpoint import read_checkpoint  # after --help, which must not wait for torch
+    from model.onnx_file import read_trained  # after --help, which must not wait for torch
 
-    chosen = asked.inference.checkpoint
-    checkpoint = read_checkpoint(Path(chosen) if chosen else asked.folder / "best.safetensors")
+    checkpoint = read_trained(weights_file(asked))
     base = settings.replace(checkpoint.cfg, {"inference_file": style} if style else {})
     parsed, commands = flags.parse(argv, Commands, DESCRIPTION, base=base)
-    cfg = _settings(full_names(parsed.cfg), base, checkpoint)
+    cfg = check_settings(full_names(parsed.cfg), base, checkpoint)
     if commands.print_config:
         print(flags.describe(cfg, dict.fromkeys(settings.SECTION_OF, "checkpoint") | parsed.sources))
         return 0
     return _infer(cfg, checkpoint)
 
 
-def _settings(cfg: Config, base: Config, checkpoint: Checkpoint) -> Config:
-    """`cfg`, checked: what belongs to the network must be as the checkpoint has it in `base`."""
+def weights_file(asked: Config) -> Path:
+    """The file that `checkpoint` names, else the experiment's best weights."""
+    chosen = asked.inference.checkpoint
+    return Path(chosen) if chosen else asked.folder / "best.safetensors"
+
+
+def check_settings(cfg: Config, base: Config, checkpoint: Trained) -> Config:
+    """`cfg`, where what belongs to the network is as the checkpoint has it in `base`.
+
+    Raises:
+        ConfigProblem: it isn't, or settings contradict each other.
+        FileProblem: the checkpoint was trained on other classes.
+    """
     from model.checkpoint import check_classes
 
     check_classes(checkpoint, cfg.data.classes)
@@ -75,7 +85,7 @@ def _settings(cfg: Config, base: Config, checkpoint: Checkpoint) -> Config:
     return cfg
 
 
-def _infer(cfg: Config, checkpoint: Checkpoint) -> int:
+def _infer(cfg: Config, checkpoint: Trained) -> int:
     from dataset.readers import read_competition, read_folder
     from engine.devices import pick_device
     from inference.pipeline import CSV_NAME, build_predictor, infer, new_folder

@@ -6,7 +6,8 @@ from config import Config
 from dataset.switches import switches_of
 from engine import settings
 from engine.names import resolve
-from model.losses import canonical_name
+from model.losses import canonical_name, canonical_schedule
+from model.losses import check as check_losses
 
 
 def full_names(cfg: Config) -> Config:
@@ -15,7 +16,10 @@ def full_names(cfg: Config) -> Config:
     Raises:
         ConfigProblem: a name that no file answers to, or an unknown switch in the loader's.
     """
-    fields = {"model_file": "model", "dataset_file": "dataset", "inference_file": "inference"}
+    models = dict.fromkeys(("model_file", "first_model", "second_model"), "model")
+    fields = {**models, "dataset_file": "dataset", "inference_file": "inference"}
     names = {field: str(resolve(package, settings.get(cfg, field))) for field, package in fields.items()}
     switches_of(cfg)
-    return settings.replace(cfg, {**names, "loss": canonical_name(cfg.loss.loss)})
+    losses = {"loss": canonical_name(cfg.loss.loss), "loss_schedule": canonical_schedule(cfg.loss.loss_schedule)}
+    check_losses(settings.replace(cfg, losses))
+    return settings.replace(cfg, {**names, **losses})

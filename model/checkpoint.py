@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import pickle
-import zipfile
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
 from config import Config, ConfigProblem
 from engine import settings
@@ -29,14 +27,24 @@ FORMAT = "bone-segmentation 1"
 
 
 @dataclass(frozen=True)
-class Checkpoint:
-    """What a file holds."""
+class Trained(ABC):
+    """A trained network in a file: a checkpoint, or an export of one."""
 
     path: Path
     cfg: Config
     score: float
     """Validation Dice when it was written."""
     epoch: int
+
+    @abstractmethod
+    def network(self) -> nn.Module:
+        """(N, 1, H, W) float32 grey values in [0, 1] -> logits (N, K, H, W) float32; in evaluation mode, on the CPU."""
+
+
+@dataclass(frozen=True)
+class Checkpoint(Trained):
+    """What a file of weights holds."""
+
     weights: dict[str, Tensor]
 
     def network(self) -> Network:
@@ -62,15 +70,29 @@ def save_weights(path: Path, weights: Mapping[str, Tensor], cfg: Config, score: 
     """Write a checkpoint atomically."""
     first_names = _first_names(weights)
     plain = {n: tensor.detach().to("cpu").contiguous() for n, tensor in weights.items() if first_names[n] == n}
-    header = {
-        "format": FORMAT,
-        "config": json.dumps(settings.to_record(cfg)),
-        "score": repr(score),
-        "epoch": str(epoch),
-    }
+    header = header_of(cfg, score, epoch)
     header["sha256"] = _digest(plain, header)
     with atomic_path(path) as temporary:
         temporary.write_bytes(save(plain, metadata=header))  # save_file hides a full disk in an error of its own
+
+
+def header_of(cfg: Config, score: float, epoch: int) -> dict[str, str]:
+    """What a file says about its network."""
+    record = json.dumps(settings.to_record(cfg))
+    return {"format": FORMAT, "config": record, "score": repr(score), "epoch": str(epoch)}
+
+
+def read_header(header: Mapping[str, str], path: Path) -> tuple[Config, float, int]:
+    """Settings, score and epoch from what `header_of` wrote.
+
+    Raises:
+        FileProblem: settings of another version of this code.
+    """
+    try:
+        cfg, _ = settings.from_record(json.loads(header["config"]), str(path))
+    except ConfigProblem as error:
+        raise FileProblem(f"{error} The file is of another version of this code.") from None
+    return cfg, float(header["score"]), int(header["epoch"])
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -93,14 +115,10 @@ def read_checkpoint(path: Path) -> Checkpoint:
         )
     if header.pop("sha256", "") != _digest(weights, header):
         raise FileProblem(f"{path} is damaged (its content doesn't match its SHA-256): copy it again.")
-    try:
-        cfg, _ = settings.from_record(json.loads(header["config"]), str(path))
-    except ConfigProblem as error:
-        raise FileProblem(f"{error} The checkpoint is of another version of this code.") from None
-    return Checkpoint(path, cfg, float(header["score"]), int(header["epoch"]), weights)
+    return Checkpoint(path, *read_header(header, path), weights)
 
 
-def check_classes(checkpoint: Checkpoint, classes: tuple[str, ...]) -> None:
+def check_classes(checkpoint: Trained, classes: tuple[str, ...]) -> None:
     """Raise FileProblem where the checkpoint was trained on another class list."""
     trained = checkpoint.cfg.data.classes
     if trained != classes:
@@ -114,34 +132,6 @@ def check_classes(checkpoint: Checkpoint, classes: tuple[str, ...]) -> None:
             f"{checkpoint.path} was trained on another class list ({where}): leave out --classes, or take a checkpoint "
             f"of these classes."
         )
-
-
-def load_state(path: Path) -> dict[str, Any]:
-    """A training state (last.pt) as tensors and plain values; code in it is refused, never run.
-
-    Raises:
-        FileProblem: missing, truncated, or a pickle of code.
-    """
-    if not path.is_file():
-        raise FileProblem(f"{path} does not exist: give the experiment's name with --exp_name, or train it first.")
-    try:
-        if zipfile.is_zipfile(path):  # torch itself doesn't look at the checksums that it writes
-            with zipfile.ZipFile(path) as archive:
-                if part := archive.testzip():
-                    raise zipfile.BadZipFile(f"checksum of {part}")
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise FileProblem(
-            f"{path} is damaged, or a pickle of code, which is never run: give the last.pt of an experiment."
-        ) from None
-    except Exception as error:  # a damaged pickle or zip raises any kind
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
-        raise FileProblem(
-            f"{path} is empty, truncated or damaged ({reason}): copy it again, or start anew with --overwrite."
-        ) from None
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
-        raise FileProblem(f"{path} is no training state of this framework: give the last.pt of an experiment.")
-    return state
 
 
 def _why_unreadable(path: Path, error: Exception) -> str:

@@ -16,57 +16,64 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from config import Config
+from model.blocks import PRIOR as PRIOR
+from model.blocks import conv_block, first_channels, logits_layer
+from model.network import Built
+
+PAPER = "Ronneberger, Fischer, Brox 2015, arXiv:1505.04597"
 
 OPTIONS = ("base_channels", "dropout")
 
 WIDEST = 256
 """Channels double from stage to stage up to this."""
 
-PRIOR = -4.6
-"""First bias of the logits: every class begins as improbable (p = 0.01) as a bone is at a pixel. At p = 0.5 the Dice
-loss has hardly a slope, and the first epochs would go into leaving it (Lin et al. 2017, arXiv:1708.02002, 4.1)."""
-
 
 @dataclass(frozen=True)
 class Shape:
     """What sets the variants apart."""
 
-    fold: int
+    fold: int = 1
     """Side of the pixel blocks that become channels."""
-    stages: int
+    stages: int = 5
+    channels: int | None = None
+    """Of the first stage; None follows `base_channels`."""
 
 
 VARIANTS: dict[str, Shape] = {
-    "": Shape(fold=1, stages=5),
+    "": Shape(),
+    "16": Shape(channels=16),
+    "32": Shape(channels=32),
+    "64": Shape(channels=64),
     "half": Shape(fold=2, stages=6),
     "quarter": Shape(fold=4, stages=5),
 }
 
 
-def build(variant: str, cfg: Config) -> tuple[nn.Module, int]:
-    """The bare network and its stride."""
+def build(variant: str, cfg: Config) -> Built:
+    """See model.network.Built."""
     shape = VARIANTS[variant]
-    net = SimpleUNet(shape, len(cfg.data.classes), cfg.model.base_channels, cfg.model.dropout)
-    return net, shape.fold * 2 ** (shape.stages - 1)
+    channels = first_channels(shape.channels, cfg)
+    net = SimpleUNet(shape, cfg.model.in_channels, len(cfg.data.classes), channels, cfg.model.dropout)
+    return Built(net, shape.fold * 2 ** (shape.stages - 1), [*net.encoder, *net.decoder])
 
 
 class SimpleUNet(nn.Module):
-    """(N, 1, H, W) -> (N, K, H, W), H and W multiples of the stride."""
+    """(N, in_channels, H, W) -> (N, K, H, W), H and W multiples of the stride."""
 
-    def __init__(self, shape: Shape, n_classes: int, base_channels: int, dropout: float) -> None:
+    def __init__(self, shape: Shape, in_channels: int, n_classes: int, channels: int, dropout: float) -> None:
         super().__init__()
-        widths = [min(base_channels * 2**i, max(WIDEST, base_channels)) for i in range(shape.stages)]
-        inputs = [shape.fold**2, *widths]
+        widths = [min(channels * 2**i, max(WIDEST, channels)) for i in range(shape.stages)]
+        inputs = [in_channels * shape.fold**2, *widths]
         self.fold = shape.fold
         self.encoder = nn.ModuleList(
-            _block(inputs[i], width, stride=2 if i else 1) for i, width in enumerate(widths)
+            conv_block(inputs[i], width, stride=2 if i else 1) for i, width in enumerate(widths)
         )
         self.decoder = nn.ModuleList(
-            _block(widths[i + 1] + widths[i], widths[i], dropout=dropout) for i in reversed(range(shape.stages - 1))
+            conv_block(widths[i + 1] + widths[i], widths[i], dropout=dropout)
+            for i in reversed(range(shape.stages - 1))
         )
         self.unfold = max(1, shape.fold // 2)
-        self.head = nn.Conv2d(widths[0], n_classes * self.unfold**2, 1)
-        nn.init.constant_(self.head.bias, PRIOR)  # type: ignore[arg-type]
+        self.head = logits_layer(widths[0], n_classes * self.unfold**2)
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.pixel_unshuffle(x, self.fold)
@@ -82,16 +89,3 @@ class SimpleUNet(nn.Module):
         if self.fold > 1:
             logits = F.interpolate(logits, scale_factor=2, mode="bilinear", align_corners=False)
         return logits
-
-
-def _block(inside: int, outside: int, stride: int = 1, dropout: float = 0.0) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for i in range(2):
-        layers += [
-            nn.Conv2d(inside if i == 0 else outside, outside, 3, stride if i == 0 else 1, 1, bias=False),
-            nn.BatchNorm2d(outside),
-            nn.ReLU(inplace=True),
-        ]
-    if dropout:
-        layers.append(nn.Dropout2d(dropout))
-    return nn.Sequential(*layers)

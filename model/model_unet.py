@@ -1,28 +1,29 @@
-"""U-Net decoder (arXiv:1505.04597) on any encoder that segmentation_models_pytorch or timm has.
+"""U-Net decoder on any encoder that segmentation_models_pytorch (SMP) or timm has.
 
-`model.model_unet_resnet34`, `model.model_unet_efficientnet-b4`, `model.model_unet_tu-convnext_tiny`: the variant is the
-encoder's name; the table lists the usual ones, every other known encoder works as well.
+Ronneberger, Fischer, Brox 2015, arXiv:1505.04597, with padded convolutions, batch normalisation, nearest upsampling and
+an encoder that may be pretrained. `model.model_unet_resnet34`, `model.model_unet_efficientnet_b4`,
+`model.model_unet_mit_b2`: the variant is the encoder's name; the table lists the usual ones, every other that has maps
+at strides 2 or 4 to 32 works as well. Logits are made at full resolution.
 """
 
 from __future__ import annotations
 
-from torch import nn
-
 from config import Config
-from model.smp_decoders import build_smp, knows_encoder
+from model.network import Built
+from model.smp_decoders import build_smp, known_weights, knows_encoder
+
+PAPER = "Ronneberger, Fischer, Brox 2015, arXiv:1505.04597"
 
 OPTIONS = ("pretrained",)
 
-DEFAULT = "resnet34"
+VARIANTS = (
+    "", "resnet18", "resnet34", "resnet50", "resnet101", "efficientnet_b0", "efficientnet_b4", "convnext_tiny",
+    "mit_b0", "mit_b1", "mit_b2", "mit_b3", "mit_b4", "mit_b5",
+)
 
-VARIANTS = ("", "resnet18", "resnet34", "resnet50", "efficientnet-b0", "efficientnet-b4", "mit_b0", "mit_b2")
-
-
-def accepts(variant: str) -> bool:
-    """Whether the variant is an encoder, in the table or not."""
-    return knows_encoder(variant)
+accepts, weights = knows_encoder, known_weights
 
 
-def build(variant: str, cfg: Config) -> tuple[nn.Module, int]:
-    """The bare network and its stride."""
-    return build_smp("Unet", variant or DEFAULT, cfg)
+def build(variant: str, cfg: Config) -> Built:
+    """See model.network.Built."""
+    return build_smp("Unet", variant, cfg)

@@ -184,7 +184,7 @@ def test_loss_terms_are_listed_as_written_and_resolve() -> None:
         assert canonical_name(name) == canonical_name(name.upper()) == canonical_name(name.lower()) == name
         module = importlib.import_module(f"model.losses.term_{name.casefold()}")
         assert name == module.NAME
-        assert callable(module.build(Config()))
+        assert callable(module.build(Config()).statistics)
     assert canonical_name("_".join(listed)) == "Combined_" + "_".join(listed)
 
 

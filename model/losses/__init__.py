@@ -1,64 +1,58 @@
 """Loss names -> a weighted sum of terms. `Combined_Focal_Dice` is parsed, no class exists for it.
 
-A term is a file `term_<name>.py` of this package with `NAME` and `build(cfg) -> Term`. Adding a loss is adding a file.
+A term is a file `term_<name in small letters>.py` of this package with `NAME`, `OPTIONS` (the fields of the section
+Loss that it follows), perhaps `ALIASES`, and `build(cfg) -> block.Term`. Adding a loss is adding a file.
+`docs/losses.md` has all formulas.
 """
 
 from __future__ import annotations
 
-import ast
 import importlib
-from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from config import Config, ConfigProblem, loss_terms, suggest
+from config import Config
+from model.losses.names import (
+    TERM_FILES,
+    canonical_name,
+    canonical_schedule,
+    check,
+    class_weights,
+    loss_at,
+    losses_of,
+    term_names,
+    unused_options,
+)
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from engine.distributed import World
+    from model.losses.stream import Loss
 
-    from model.losses.by_class import Counts
-
-Term = Callable[["Tensor", "Tensor", "Counts"], "Tensor"]
-"""Logits and target (0 or 1) of one class, each (N, H, W) float32, and counts of the batch -> this class's share of the
-loss. The shares of all classes are added."""
-
-TERM_FILES = {path.stem.removeprefix("term_"): path for path in sorted(Path(__file__).parent.glob("term_*.py"))}
-
-
-def term_names() -> list[str]:
-    """Names of all terms as they are written."""
-    return [_term_name(stem) for stem in TERM_FILES]
-
-
-def _term_name(stem: str) -> str:
-    """NAME of a term's file, read without importing it: that would wait for torch."""
-    assignments = (node for node in ast.parse(TERM_FILES[stem].read_text("utf-8")).body if isinstance(node, ast.Assign))
-    return next(str(ast.literal_eval(node.value)) for node in assignments if ast.unparse(node.targets[0]) == "NAME")
+__all__ = [
+    "TERM_FILES",
+    "build_loss",
+    "canonical_name",
+    "canonical_schedule",
+    "check",
+    "class_weights",
+    "loss_at",
+    "losses_of",
+    "term_names",
+    "unused_options",
+]
 
 
-def canonical_name(name: str) -> str:
-    """`bce_dice`, `Combined_bce_dice` -> Combined_BCE_Dice. Imports nothing slow: reads NAME off the files.
+def build_loss(cfg: Config, epoch: int = 0, world: World | None = None) -> Loss:
+    """The loss of an epoch, which counts from 0, over the samples of all processes of `world`.
 
     Raises:
-        ConfigProblem: a part of the name is no term; names the near ones.
+        ConfigProblem: an unknown name, a schedule or weights that can't be read, a term that can't do what is asked.
     """
-    terms = []
-    for part in loss_terms(name):
-        if part.casefold() not in TERM_FILES:
-            known = term_names()
-            raise ConfigProblem(
-                f"loss {name!r}: {part!r} is no term; terms are {', '.join(known)}{suggest(part, known)}, combined as "
-                f"in Combined_Focal_Dice."
-            )
-        terms.append(_term_name(part.casefold()))
-    return terms[0] if len(terms) == 1 else "_".join(["Combined", *terms])
+    from engine.distributed import ALONE  # here: names must not wait for torch
+    from model.losses.stream import Loss
 
-
-def build_loss(cfg: Config) -> Callable[[Tensor, Tensor], Tensor]:
-    """The configured loss: logits (N, K, H, W) and packed targets (N, words, H, W) int32 -> scalar float32."""
-    from model.losses.by_class import sum_by_class
-
-    names = loss_terms(canonical_name(cfg.loss.loss))
-    terms: list[Term] = [importlib.import_module(f"{__name__}.term_{n.casefold()}").build(cfg) for n in names]
-    weights = cfg.loss.loss_weights or (1.0,) * len(terms)
-    return lambda logits, bits: sum_by_class(logits, bits, terms, weights)
+    entry = loss_at(cfg, epoch)
+    weights = entry.weights or (1.0,) * len(entry.terms)
+    # A term of weight 0 costs nothing.
+    used = [(w, term) for w, term in zip(weights, entry.terms, strict=True) if w]
+    terms = [importlib.import_module(f"{__name__}.term_{term.casefold()}").build(cfg) for _, term in used]
+    return Loss(terms, [w for w, _ in used], len(cfg.data.classes), world or ALONE)
