@@ -36,6 +36,8 @@ class Batch:
     """(N, 1, H, W) uint8."""
     bits: Tensor
     """(N, words, H, W) int32 packed labels."""
+    weights: Tensor
+    """(N,) float32, in the loss: 1 where people drew the sample's label, `pseudo_weight` where it was predicted."""
     keys: list[str]
     """subject/stem of each sample, to name the culprit when something is wrong."""
     skipped: list[str] = field(default_factory=list)
@@ -43,7 +45,8 @@ class Batch:
 
     def pin_memory(self) -> Batch:
         """Called by the DataLoader where it pins."""
-        return Batch(self.images.pin_memory(), self.bits.pin_memory(), self.keys, self.skipped)
+        images, bits, weights = (part.pin_memory() for part in (self.images, self.bits, self.weights))
+        return Batch(images, bits, weights, self.keys, self.skipped)
 
 
 class Loader(Protocol):
@@ -97,6 +100,7 @@ def collate(samples: list[Sample]) -> Batch:
     return Batch(
         default_collate([torch.from_numpy(sample.grey)[None] for sample in samples]),
         default_collate([torch.from_numpy(sample.bits) for sample in samples]),
+        torch.tensor([sample.weight for sample in samples]),
         [sample.key for sample in samples],
         [sample.skipped for sample in samples if sample.skipped],
     )

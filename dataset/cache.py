@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from config import Config
 from dataset.frame import Frame, View, fit_frame
 from dataset.images import image_shape
+from dataset.pseudo import pseudo_images
 from dataset.readers import Record, read_competition
 from dataset.sources import Files, Source
 from dataset.switches import Switches
@@ -112,8 +113,9 @@ def _on_disk(files: Files, switches: Switches) -> Cached:
     cfg = files.cfg
     root = Path(cfg.data.data_root)
     wanted = files.records
-    # Of all training images, whatever the fold: the folds of one experiment share the file.
+    # Of all images that may train, whatever the fold: the folds of one experiment share the file.
     everything = read_competition(root, "train") if (root / "train" / "DCM").is_dir() else []
+    everything += pseudo_images(cfg) if cfg.data.pseudo else []
     if {r.image for r in wanted} <= {r.image for r in everything}:
         files = Files(everything, cfg, switches, files.side)
     folder = Path(cfg.data.cache_dir or root / "cache")
@@ -217,8 +219,10 @@ def _entry(offset: int, height: int, width: int, view: dict[str, Any] | None, pr
 
 def _settings(files: Files) -> list[Any]:
     """What decides how an image is stored, apart from the files."""
-    preparation = files.preparation
-    return [VERSION, files.cfg.window.image_size, repr(preparation), files.tree is not None]
+    data = files.cfg.data
+    settings = [VERSION, files.cfg.window.image_size, repr(files.preparation), files.tree is not None]
+    # Runs with pseudo-labels and without would replace each other's file in turn.
+    return [*settings, data.pseudo_images] if data.pseudo else settings
 
 
 def _stamp(files: Files, index: int, root: Path) -> list[Any]:

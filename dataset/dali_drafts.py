@@ -45,6 +45,8 @@ class Draft:
     """Gamma, contrast, brightness."""
     skipped: str
     """What was wrong with the image in whose place it stands."""
+    weight: float = 1.0
+    """Of the sample in the loss."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,7 @@ class Drafter:
             matrix=matrix_to_stored(frame, plan),
             tone=np.array([tone.gamma, tone.contrast, tone.brightness], np.float32),
             skipped=skipped,
+            weight=self.samples.weight(key, plan),
         )
         return draft, self.samples.bits(index, plan, frame)
 

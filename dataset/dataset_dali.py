@@ -154,21 +154,22 @@ class DaliLoader:
             grey, bits = self.samples.finish(draft.key, draft.plan, grey, bits)
         except FileProblem:  # of the image that a mixer takes from: another sample, as in all executors
             return self.samples.sample(draft.asked)
-        return Sample(grey, bits, draft.name, draft.skipped)
+        return Sample(grey, bits, draft.name, draft.weight, draft.skipped)
 
     def _gather(self, unfinished: Unfinished) -> Batch:
         drafts, images, bits = unfinished.batch.drafts, unfinished.images, unfinished.batch.bits
-        told = [(draft.name, draft.skipped) for draft in drafts]
+        told = [(draft.name, draft.weight, draft.skipped) for draft in drafts]
         for n, future in unfinished.samples.items():
             sample = future.result()
             images[n, 0] = torch.from_numpy(sample.grey)
             bits[n] = torch.from_numpy(sample.bits)
-            told[n] = sample.key, sample.skipped
+            told[n] = sample.key, sample.weight, sample.skipped
         return Batch(
             images.to(self.device, non_blocking=True),
             bits.to(self.device, non_blocking=True),
-            [key for key, _ in told],
-            [skipped for _, skipped in told if skipped],
+            torch.tensor([weight for _, weight, _ in told], device=self.device),
+            [key for key, _, _ in told],
+            [skipped for _, _, skipped in told if skipped],
         )
 
 

@@ -25,11 +25,11 @@ from config import Config, ConfigProblem
 from dataset.batches import Batch, build_order, report_skipped, sample_side
 from dataset.cache import gigabytes, in_order, largest_shapes, open_source
 from dataset.frame import Frame
-from dataset.labels import Polygons, rasterise, read_polygons
+from dataset.labels import Shapes, rasterise
 from dataset.order import ALONE, Key, Shard
 from dataset.plan import FILTERS, Plan
 from dataset.readers import Record
-from dataset.samples import Sample, Samples
+from dataset.samples import Sample, Samples, read_shapes
 from dataset.sources import Files, Source
 from dataset.switches import SWITCHES, Switches
 from dataset.warp import FRACTION, label_steps
@@ -65,7 +65,7 @@ class Picture:
     """What lies above the lower byte, where the table has more than 256 entries."""
     table: NDArray[np.int32]
     """The packed words that occur, (n, words); the first entry is background."""
-    polygons: Polygons
+    shapes: Shapes
 
 
 class Memory:
@@ -83,7 +83,7 @@ class Memory:
         self.codes, self.greys = (torch.empty(count, dtype=torch.uint8, device=device) for count in need)
         self.frames: list[Frame | str] = []
         """Of each record; what is wrong with it, where it is bad."""
-        self.polygons: dict[int, Polygons] = {}
+        self.polygons: dict[int, Shapes] = {}
         self.high: dict[int, Tensor] = {}
         self.origins = np.zeros((len(records), 3), np.int64)
         """Of each record: where its label, its image and its table begin."""
@@ -98,7 +98,7 @@ class Memory:
                 self.frames.append(picture)
                 continue
             self.frames.append(picture.frame)
-            self.polygons[index] = picture.polygons
+            self.polygons[index] = picture.shapes
             self.origins[index] = end
             for kind, (flat, pixels) in enumerate([(self.codes, picture.codes), (self.greys, picture.grey)]):
                 self.sizes[index, kind] = pixels.shape[0] - RIM, pixels.shape[1] - RIM
@@ -193,18 +193,17 @@ class _Reading:
         self.records, self.source, self.classes = records, source, cfg.data.classes
 
     def __call__(self, index: int) -> Picture | str:
-        label = self.records[index].label
-        assert label is not None
+        record = self.records[index]
         try:
             frame, stored = self.source.load(index)
-            polygons = read_polygons(label, self.classes)
-            bits = rasterise(polygons, self.classes, *frame.view.file, str(label))
+            shapes = read_shapes(record, self.classes)
+            bits = rasterise(shapes, self.classes, *frame.view.file, str(record.label))
         except FileProblem as problem:
             return str(problem)
         codes, table = index_map(bits)
         codes = np.pad(codes, (1, RIM - 1))
         high = (codes >> 8).astype(np.int16) if len(table) > 256 else None
-        return Picture(frame, np.pad(stored, (1, RIM - 1)), codes.astype(np.uint8), high, table, polygons)
+        return Picture(frame, np.pad(stored, (1, RIM - 1)), codes.astype(np.uint8), high, table, shapes)
 
 
 def index_map(bits: NDArray[np.int32]) -> tuple[NDArray[np.integer], NDArray[np.int32]]:
@@ -230,6 +229,8 @@ class Row:
     key: Key
     """Its image may be another one, which stands in for a bad one."""
     plan: Plan
+    weight: float
+    """In the loss."""
     skipped: str
     """What is wrong with the bad one."""
 
@@ -279,7 +280,7 @@ class ResidentLoader:
     def _hand_over(self, batch: Batch) -> Batch:
         report_skipped(batch, self.skipped)
         if self.stream:
-            for tensor in (batch.images, batch.bits):
+            for tensor in (batch.images, batch.bits, batch.weights):
                 tensor.record_stream(torch.cuda.current_stream(tensor.device))  # keeps it until the network is done
         return batch
 
@@ -288,9 +289,12 @@ class ResidentLoader:
         with torch.cuda.stream(self.stream):  # does nothing without a stream
             images, bits = memory.gather([row.key[1] for row in rows], [row.plan for row in rows])
             told = self._apply_effects(rows, images, bits, pool)
+            weights = torch.tensor([weight for _, weight, _ in told], device=images.device)
         if self.stream:
             self.stream.synchronize()
-        return Batch(images, bits, [key for key, _ in told], [skipped for _, skipped in told if skipped])
+        return Batch(
+            images, bits, weights, [key for key, _, _ in told], [skipped for _, _, skipped in told if skipped]
+        )
 
     def _row(self, key: Key, memory: Memory) -> Row:
         epoch, index, window = key
@@ -298,13 +302,15 @@ class ResidentLoader:
         around = [(index + step) % count for step in range(count)]
         here, frame = next((i, frame) for i in around if isinstance(frame := memory.frames[i], Frame))
         shown = (epoch, here, window)
-        return Row(key, shown, self.samples.plan(shown, frame), "" if here == index else str(memory.frames[index]))
+        plan = self.samples.plan(shown, frame)
+        skipped = "" if here == index else str(memory.frames[index])
+        return Row(key, shown, plan, self.samples.weight(shown, plan), skipped)
 
     def _apply_effects(
         self, rows: list[Row], images: Tensor, bits: Tensor, pool: ThreadPoolExecutor
-    ) -> list[tuple[str, str]]:
-        """Effects and mixers, on the host and into the batch; returns each sample's key and what was skipped."""
-        told = [(self.samples.records[row.key[1]].key, row.skipped) for row in rows]
+    ) -> list[tuple[str, float, str]]:
+        """Effects and mixers, on the host and into the batch; returns each sample's key, weight, what was skipped."""
+        told = [(self.samples.records[row.key[1]].key, row.weight, row.skipped) for row in rows]
         chosen = [n for n, row in enumerate(rows) if row.plan.effects]
         if not chosen:
             return told
@@ -318,7 +324,7 @@ class ResidentLoader:
         if moved:
             bits[moved] = torch.from_numpy(np.stack([samples[n].bits for n in moved])).to(bits.device)
         for n, sample in samples.items():
-            told[n] = sample.key, sample.skipped
+            told[n] = sample.key, sample.weight, sample.skipped
         return told
 
     def _finish(self, job: tuple[Row, Grey, Bits]) -> Sample:
@@ -327,7 +333,7 @@ class ResidentLoader:
             grey, bits = self.samples.finish(row.key, row.plan, grey, bits)
         except FileProblem:  # of the image that a mixer takes from: another sample, as in all executors
             return self.samples.sample(row.asked)
-        return Sample(grey, bits, self.samples.records[row.key[1]].key, row.skipped)
+        return Sample(grey, bits, self.samples.records[row.key[1]].key, row.weight, row.skipped)
 
 
 def build(

@@ -13,11 +13,15 @@ from numba import njit
 from numpy.typing import NDArray
 
 from config import suggest
+from dataset.runs import Runs
 from engine.bits import n_words
 from engine.files import FileProblem
 
 Polygons = Mapping[str, Sequence[NDArray[np.int32]]]
 """Class name -> polygons, each (n, 2) int32 as x, y in pixels of the full-size image."""
+
+Shapes = Polygons | Runs
+"""What a label shows: as people drew it, or as a network predicted it."""
 
 FARTHEST = 1e6
 """Coordinates beyond are no pixels; OpenCV's fixed-point arithmetic would wrap them around."""
@@ -70,14 +74,14 @@ def _polygon(points: Any, where: str) -> NDArray[np.int32]:
 
 
 def rasterise(
-    polygons: Polygons,
+    shapes: Shapes,
     classes: Sequence[str],
     height: int,
     width: int,
     where: str,
     region: tuple[int, int, int, int] | None = None,
 ) -> NDArray[np.int32]:
-    """Fill polygons into packed words, bit-equal to one `cv2.fillPoly` per class on the full canvas.
+    """Draw a label into packed words; polygons are bit-equal to one `cv2.fillPoly` per class on the full canvas.
 
     `where` names the label file in errors. Vertices a little outside are clipped as fillPoly clips them. Of the full
     canvas only `region` is made (first row, end row, first column, end column), all of it by default.
@@ -86,12 +90,19 @@ def rasterise(
         (words, H, W) int32, or of the region's size.
 
     Raises:
-        FileProblem: a polygon lies wholly outside the image.
+        FileProblem: a polygon lies wholly outside the image, or runs are of an image of another size.
     """
     top, bottom, left, right = region or (0, height, 0, width)
+    if isinstance(shapes, Runs):
+        if (shapes.height, shapes.width) != (height, width):
+            raise FileProblem(
+                f"{where} is of a {shapes.width} x {shapes.height} image, which is now {width} x {height}: start the "
+                f"run again."
+            )
+        return shapes.draw(classes, (top, bottom, left, right))
     bits = np.zeros((n_words(len(classes)), max(bottom - top, 0), max(right - left, 0)), np.int32)
     for k, name in enumerate(classes):
-        group = polygons.get(name)
+        group = shapes.get(name)
         if not group:
             continue
         points = group[0] if len(group) == 1 else np.concatenate(list(group))
@@ -128,9 +139,11 @@ def _set_bit(words: NDArray[np.int32], mask: NDArray[np.uint8], bit: np.int32) -
             words[i, j] |= np.int32(mask[i, j]) << bit
 
 
-def class_boxes(polygons: Polygons) -> NDArray[np.float64]:
+def class_boxes(shapes: Shapes) -> NDArray[np.float64]:
     """Box of each class that is shown, (n, 4) as x0, y0, x1, y1 in pixels of the file, in the order of the names."""
-    points = [np.concatenate(list(polygons[name])) for name in sorted(polygons)]
+    if isinstance(shapes, Runs):
+        return shapes.boxes()
+    points = [np.concatenate(list(shapes[name])) for name in sorted(shapes)]
     return np.array([[*p.min(0), *p.max(0)] for p in points], np.float64).reshape(-1, 4)
 
 

@@ -21,6 +21,16 @@ KNOWN_BAD_LABELS = (
 
 
 @dataclass(frozen=True)
+class Pseudo:
+    """What is known of a label that a network predicted. Such records train, and never validate."""
+
+    weight: float
+    """Of a sample of the image in the loss."""
+    rows: tuple[int, int] | None = None
+    """Where in the label file its rows begin and end, bytes; None where the label is a mask folder or file."""
+
+
+@dataclass(frozen=True)
 class Record:
     """One image."""
 
@@ -29,6 +39,8 @@ class Record:
     """Its label file; None where there is none."""
     subject: str
     """Both hands of one person share it: they never part between training and validation."""
+    pseudo: Pseudo | None = None
+    """None where people drew the label, or there is none."""
 
     @property
     def name(self) -> str:
@@ -39,6 +51,11 @@ class Record:
     def key(self) -> str:
         """subject/stem, as the exclusion list has it."""
         return f"{self.subject}/{self.image.stem}"
+
+    @property
+    def weight(self) -> float:
+        """Of a sample of the image in the loss."""
+        return self.pseudo.weight if self.pseudo else 1.0
 
 
 @dataclass(frozen=True)

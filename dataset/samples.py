@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 
 from config import Config
 from dataset.frame import Frame, View, fit_frame
-from dataset.labels import Polygons, class_boxes, rasterise, read_polygons
+from dataset.labels import Shapes, class_boxes, rasterise, read_polygons
 from dataset.mixing import mix
 from dataset.order import Key
 from dataset.plan import DISTORTIONS, FILTERS, MIXERS, Boxes, Cell, Plan, draw_plan, generator, grid_side
 from dataset.readers import Record
+from dataset.runs import read_runs
 from dataset.sources import Source
 from dataset.warp import label_region, label_steps, warp_bits, warp_image
 from engine.files import FileProblem
@@ -37,9 +38,19 @@ class Unfit(FileProblem):
 
 
 def read_label(record: Record, classes: Sequence[str], height: int, width: int) -> Bits:
-    """Packed label of a record at the image's own size, (words, H, W) int32. The record must have a label."""
-    assert record.label is not None
+    """Packed label of a record at the image's own size, (words, H, W) int32: the truth, so never a predicted one."""
+    assert record.label is not None and record.pseudo is None
     return rasterise(read_polygons(record.label, classes), classes, height, width, str(record.label))
+
+
+def read_shapes(record: Record, classes: Sequence[str]) -> Shapes:
+    """What the label of a record shows, drawn by people or predicted.
+
+    Raises:
+        FileProblem: the label can't be used; names it.
+    """
+    assert record.label is not None
+    return read_runs(record, classes) if record.pseudo else read_polygons(record.label, classes)
 
 
 def _load_kernels() -> None:
@@ -60,6 +71,8 @@ class Sample:
     """(words, size, size) int32."""
     key: str
     """subject/stem of its image."""
+    weight: float
+    """In the loss; 1 where people drew its label."""
     skipped: str = ""
     """What was wrong with the image in whose place it stands."""
 
@@ -78,7 +91,7 @@ class Samples:
         self.side = side
         self.mode = cfg.window.window_mode if sliding else "random"
         self.source = source
-        self.polygons: dict[int, Polygons] = {}
+        self.polygons: dict[int, Shapes] = {}
         _load_kernels()
         if any(getattr(cfg.augment, name)[2] > 0 for name in (*DISTORTIONS, *FILTERS)):
             # Here and not with the first sample: it takes a second, which every worker would pay again.
@@ -90,12 +103,7 @@ class Samples:
         Raises:
             FileProblem: an image or label can't be used; names it.
         """
-
-        def make(here: Key, skipped: str) -> Sample:
-            grey, bits = self._make(here)
-            return Sample(grey, bits, self.records[here[1]].key, skipped)
-
-        return self.or_next(make, key)
+        return self.or_next(self._make, key)
 
     def or_next(self, make: Callable[[Key, str], S], key: Key) -> S:
         """make(key, ""); with `bad_image` skip, where a file is bad, make(key of the next image, what was wrong)."""
@@ -130,7 +138,7 @@ class Samples:
         steps = label_steps(plan, frame)
         region = label_region(steps, height, width)
         where = str(self.records[index].label)
-        packed = rasterise(self._polygons(index), self.cfg.data.classes, height, width, where, region)
+        packed = rasterise(self._shapes(index), self.cfg.data.classes, height, width, where, region)
         return warp_bits(packed, region, steps)
 
     def finish(self, key: Key, plan: Plan, grey: Grey, bits: Bits) -> tuple[Grey, Bits]:
@@ -145,13 +153,21 @@ class Samples:
         if mixers and key[2] < DONOR:  # a donor takes from nobody
             donor = self._make(self._donor(key))
             for effect in mixers:
-                grey, bits = mix(grey, bits, *donor, effect)
+                grey, bits = mix(grey, bits, donor.grey, donor.bits, effect)
         return grey, bits
 
-    def _make(self, key: Key) -> tuple[Grey, Bits]:
+    def weight(self, key: Key, plan: Plan) -> float:
+        """Of a sample in the loss. One that takes from a donor has the smaller weight: its label is no surer."""
+        own = self.records[key[1]].weight
+        if key[2] < DONOR and any(effect.name in MIXERS for effect in plan.effects):
+            return min(own, self.records[self._donor(key)[1]].weight)
+        return own
+
+    def _make(self, key: Key, skipped: str = "") -> Sample:
         frame, stored = self.source.load(key[1])
         plan = self.plan(key, frame)
-        return self.finish(key, plan, warp_image(stored, plan, frame), self.bits(key[1], plan, frame))
+        grey, bits = self.finish(key, plan, warp_image(stored, plan, frame), self.bits(key[1], plan, frame))
+        return Sample(grey, bits, self.records[key[1]].key, self.weight(key, plan), skipped)
 
     def _donor(self, key: Key) -> Key:
         """Another image's sample, drawn evenly; the same for all mixers."""
@@ -160,16 +176,14 @@ class Samples:
         step = 1 + int(rng.integers(max(len(self.records) - 1, 1)))
         return epoch, (index + step) % len(self.records), window + DONOR
 
-    def _polygons(self, index: int) -> Polygons:
+    def _shapes(self, index: int) -> Shapes:
         if index not in self.polygons:
-            label = self.records[index].label
-            assert label is not None
-            self.polygons[index] = read_polygons(label, self.cfg.data.classes)
+            self.polygons[index] = read_shapes(self.records[index], self.cfg.data.classes)
         return self.polygons[index]
 
     def _boxes(self, index: int, frame: Frame) -> Boxes:
         """Boxes of the image's classes in frame pixels."""
-        boxes = class_boxes(self._polygons(index))
+        boxes = class_boxes(self._shapes(index))
         matrix = frame.to_file()
         corners = [(boxes[:, i : i + 2] - matrix[:, 2]) / np.diag(matrix) for i in (0, 2)]
         return np.concatenate([np.minimum(*corners), np.maximum(*corners)], axis=1)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from config import Config
+from dataset.pseudo import add_pseudo
 from dataset.readers import Record, leave_out, read_competition
 from dataset.splits import check_disjoint, fold_split, hold_out, load_folds, read_strata, save_folds
 from dataset.switches import Switches
@@ -14,26 +15,33 @@ from dataset.switches import Switches
 def select(
     cfg: Config, switches: Switches, records: Sequence[Record] | None = None
 ) -> tuple[list[Record], list[Record]]:
-    """Training and validation records as the settings ask: a hold-out, a fold file, or the folds of `split_seed`.
+    """Training and validation records as the settings ask: a hold-out, a fold file, the folds of `split_seed`, or none.
 
-    Excluded images are left out of both sides after the split, so that this moves no subject to another fold.
+    Excluded images are left out of both sides after the split, so that this moves no subject to another fold. Images
+    that `pseudo` labels come last in training. `limit_train`, `limit_val` and `overfit_batches` take the first of each.
 
     Args:
         records: all labelled ones; None reads those of data_root.
     """
     data, root = cfg.data, Path(cfg.data.data_root)
     found = read_competition(root, "train") if records is None else list(records)
-    if data.holdout and (root / data.holdout / "DCM").is_dir():
+    if data.fold == "none":
+        train, val = found, list[Record]()
+    elif data.holdout and (root / data.holdout / "DCM").is_dir():
         train, val = found, read_competition(root, data.holdout)
         check_disjoint(train, val)
     elif data.holdout:
         train, val = hold_out(found, Path(data.holdout))
     elif data.fold_file and Path(data.fold_file).exists():
-        train, val = load_folds(Path(data.fold_file), found, data.fold)
+        train, val = load_folds(Path(data.fold_file), found, int(data.fold))
     else:
-        train, val = fold_split(found, data.n_folds, data.fold, data.split_seed, _strata(cfg, found))
+        train, val = fold_split(found, data.n_folds, int(data.fold), data.split_seed, _strata(cfg, found))
     kept = set(leave_out([*train, *val], data.exclude, known_bad=switches.exclude))
-    return [record for record in train if record in kept], [record for record in val if record in kept]
+    train, val = [record for record in train if record in kept], [record for record in val if record in kept]
+    train, val = train[: data.limit_train or None], val[: data.limit_val or None]
+    if data.overfit_batches:
+        train = val = train[: data.overfit_batches * cfg.train.batch_size]
+    return (add_pseudo(cfg, train, val) if data.pseudo else train), val
 
 
 def write_fold_file(cfg: Config) -> Path | None:

@@ -1,0 +1,104 @@
+"""What lies at data_root before a run: phantoms that are drawn where asked for, and a look at every file."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from config import Config
+from dataset.check import Verdict, check_data, table, write_bad_files
+from dataset.phantom import RECORD, phantom_matches, write_phantom_set
+from dataset.pseudo import pseudo_records
+from dataset.readers import KNOWN_BAD_LABELS, Record, pair_competition, read_competition
+from dataset.selection import select
+from dataset.switches import switches_of
+from engine.files import FileProblem
+
+PARTS = {"train", "test", "meta_data.xlsx", "phantom.json", "cache", "jpeg"}
+"""All that a phantom set holds, and what we make of it."""
+
+
+def missing_phantoms(cfg: Config) -> dict[str, int]:
+    """What to draw at data_root: nothing where no phantoms are asked for, or just these lie there already.
+
+    Raises:
+        FileProblem: data_root holds something else that --overwrite does not cover.
+    """
+    if not cfg.phantom.phantom:
+        return {}
+    root, chosen = Path(cfg.data.data_root), cfg.phantom
+    wanted = {
+        "train_subjects": chosen.phantom_train,
+        "test_subjects": chosen.phantom_test,
+        "size": chosen.phantom_size,
+        "seed": chosen.phantom_seed,
+    }
+    if phantom_matches(root, **wanted):
+        return {}
+    # --overwrite covers what we have drawn with other settings, as long as nothing else lies there.
+    ours = (root / RECORD).exists() and {path.name for path in root.iterdir()} <= PARTS
+    if root.exists() and not (ours and cfg.run.overwrite):
+        remedy = "give --overwrite to draw them anew, or another --data_root" if ours else "give another --data_root"
+        raise FileProblem(f"{root} exists and does not hold the phantoms asked for: {remedy}.")
+    return wanted
+
+
+def prepare_data(cfg: Config) -> None:
+    """Draw the phantom set where the settings ask for one and it does not lie there already."""
+    wanted, root = missing_phantoms(cfg), Path(cfg.data.data_root)
+    if not wanted:
+        return
+    if root.exists():
+        shutil.rmtree(root)
+    write_phantom_set(root, **wanted, workers=os.cpu_count() or 1)  # before training, so all cores are free
+    print(f"phantom data: {root}")
+
+
+def undrawn(subjects: int) -> list[Record]:
+    """Records of phantoms that are not there yet, to size a run."""
+    return [Record(Path(f"{s}/{side}.png"), Path(f"{s}/{side}.json"), str(s)) for s in range(subjects) for side in "LR"]
+
+
+def look_at_data(cfg: Config) -> Verdict:
+    """Check the files of data_root and show what is wrong; the list goes to <output_dir>/bad_files.csv."""
+    root, data, switches = Path(cfg.data.data_root), cfg.data, switches_of(cfg)
+    if not pair_competition(root, "train").records:
+        read_competition(root, "train")  # raises: there is nothing to look at
+    if data.pseudo:
+        pseudo_records(cfg)  # raises: what is wrong there must not be taken for missing files below
+    try:
+        train, val = select(cfg, switches)
+        folds = {side: {r.subject for r in part} for side, part in (("training", train), ("validation", val))}
+    except FileProblem:
+        folds = None  # of files that are missing, which the check itself lists
+    held_out = [data.holdout] if data.holdout and (root / data.holdout / "DCM").is_dir() else []
+    verdict = check_data(
+        root,
+        data.classes,
+        folds,
+        Path(data.cache_dir or root / "cache") / "check.json",
+        os.cpu_count() or 1,
+        splits=("train", *held_out, "test"),
+        exclude={*data.exclude, *(KNOWN_BAD_LABELS if switches.exclude else ())},
+    )
+    print(table(verdict), flush=True)
+    if verdict.faults:
+        path = Path(cfg.run.output_dir) / "bad_files.csv"
+        write_bad_files(path, verdict)
+        print(f"list: {path}", flush=True)
+    return verdict
+
+
+def may_train(cfg: Config) -> bool:
+    """Whether the data is fit to train on; `bad_image` skip forgives files that can't be read."""
+    forgiven = {"unreadable image", "unreadable label"} if cfg.data.bad_image == "skip" else set()
+    errors = {fault.kind for fault in look_at_data(cfg).faults if fault.severity == "error"} - forgiven
+    if errors:
+        print(
+            f"error: the data has errors ({', '.join(sorted(errors))}): correct or --exclude the files, or give "
+            f"--no_check_data.",
+            file=sys.stderr,
+        )
+    return not errors
