@@ -29,6 +29,7 @@ from inference.masks import predict_bits
 from inference.metrics import DiceTable, count_bits, dice_from_counts
 from inference.overlay import draw_overlay
 from inference.predictor import Predictor
+from inference.scores import Scores
 from inference.submission import SubmissionWriter
 
 CSV_NAME = "submission.csv"
@@ -64,16 +65,29 @@ def predict(predictor: Predictor, records: Iterable[Record], cfg: Config, device
         yield Prediction(record, image, frame.view.paste(bits))
 
 
-def score(prediction: Prediction, table: DiceTable, classes: Sequence[str]) -> None:
-    """Add the competition's Dice of one labelled image, at its full size, to the table."""
-    truth = read_label(prediction.record, classes, *prediction.image.shape)
-    table.add(prediction.record.key, dice_from_counts(count_bits(prediction.bits, truth, len(classes))))
+def score(prediction: Prediction, table: DiceTable, scores: Scores | None) -> None:
+    """Add the competition's Dice of one labelled image, at its full size, to the table, and what else is asked for."""
+    truth = read_label(prediction.record, table.classes, *prediction.image.shape)
+    table.add(prediction.record.key, dice_from_counts(count_bits(prediction.bits, truth, len(table.classes))))
+    if scores:
+        scores.add(prediction.record.key, prediction.bits, truth)
+
+
+def asked_scores(cfg: Config) -> Scores | None:
+    """An empty table for the metrics that the settings ask for beside Dice."""
+    chosen = cfg.inference
+    return Scores(cfg.data.classes, chosen.metrics, chosen.surface_tolerance) if chosen.metrics else None
 
 
 def validate(
-    predictor: Predictor, records: Sequence[Record], cfg: Config, device: str, shard: Shard = ALONE
+    predictor: Predictor,
+    records: Sequence[Record],
+    cfg: Config,
+    device: str,
+    shard: Shard = ALONE,
+    scores: Scores | None = None,
 ) -> DiceTable:
-    """The leaderboard's own score of labelled records, through the submission path.
+    """The leaderboard's own score of labelled records, through the submission path; others go into `scores`.
 
     Of several processes each scores its shard: equally many images, of which those that pad the last round don't count.
     """
@@ -82,7 +96,7 @@ def validate(
     predictions = predict(predictor, [records[i] for i, _ in part], cfg, device)
     for prediction, (_, counts) in zip(progress(predictions, "validation", len(part), "images"), part, strict=True):
         if counts:
-            score(prediction, table, cfg.data.classes)
+            score(prediction, table, scores)
     return table
 
 
@@ -118,6 +132,7 @@ def _write_results(
 ) -> DiceTable | None:
     classes, chosen = cfg.data.classes, cfg.inference
     table = DiceTable(classes) if all(record.label for record in records) else None
+    scores = asked_scores(cfg) if table is not None else None
     with SubmissionWriter(folder / CSV_NAME, [record.name for record in records], classes) as writer:
         for prediction in progress(predict(predictor, records, cfg, device), "inference", len(records), "images"):
             writer.write(prediction.record.name, prediction.bits)
@@ -127,10 +142,13 @@ def _write_results(
                 picture = draw_overlay(prediction.image, prediction.bits, classes)
                 write_png(folder / "overlays" / f"{prediction.record.image.stem}.png", picture)
             if table is not None:
-                score(prediction, table, classes)
+                score(prediction, table, scores)
     write_json(folder / "config.json", settings.to_record(cfg))
     if table is not None:
         table.to_csv(folder / "per_class.csv")
+    if scores is not None:
+        scores.to_csv(folder)
+        print(scores.text(), flush=True)
     return table
 
 
@@ -139,13 +157,18 @@ def draw_example(
 ) -> None:
     """Write a picture of one image: of labelled ones that of median Dice, truth beside prediction; else the first."""
     shown = next(r for r in records if table is None or r.key == table.median_image())
-    prediction = next(predict(predictor, [shown], cfg, device))
+    write_png(path, overlay(predictor, shown, cfg, device))
+
+
+def overlay(predictor: Predictor, record: Record, cfg: Config, device: str) -> NDArray[np.uint8]:
+    """(H, W, 3) uint8 BGR picture of the predicted outlines, and beside them the true ones where there are labels."""
+    prediction = next(predict(predictor, [record], cfg, device))
     classes = cfg.data.classes
     panels = [draw_overlay(prediction.image, prediction.bits, classes, "prediction")]
-    if shown.label is not None:
-        truth = read_label(shown, classes, *prediction.image.shape)
+    if record.label is not None:
+        truth = read_label(record, classes, *prediction.image.shape)
         panels.insert(0, draw_overlay(prediction.image, truth, classes, "truth"))
-    write_png(path, np.concatenate(panels, axis=1))
+    return np.concatenate(panels, axis=1)
 
 
 def new_folder(parent: Path, name: str) -> Path:
