@@ -8,7 +8,10 @@ from pathlib import Path
 
 from engine.files import write_text
 
-COLUMNS = ("epoch", "step", "lr", "train_loss", "val_dice", "seconds", "samples_per_second")
+COLUMNS = (
+    "epoch", "step", "lr", "train_loss", "val_dice", "seconds", "samples_per_second", "waiting", "gpu_gib"
+)  # fmt: skip
+"""`waiting` is the share of the time that steps waited for data, `gpu_gib` the most memory that tensors took."""
 
 
 class Metrics:
