@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 import os
 import shutil
 import sys
@@ -12,17 +14,29 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+import config
 from config import Config, ConfigProblem
-from engine import background, flags, settings
-from engine.files import FileProblem, write_json
+from engine import background, flags, launch, settings
+from engine.files import write_json
 from engine.names import all_names, resolve
 from inference.settings import full_names
 
 if TYPE_CHECKING:
-    from dataset.check import Verdict
     from dataset.readers import Record
-    from inference.metrics import DiceTable
     from train import Trainer
+
+BEST = "best.safetensors"
+
+OF_A_START = {"resume", "overwrite", "force_resume", "gpus", "max_hours", "eval_only", "profile", "notify"}
+"""Settings of a command and not of an experiment."""
+NOT_RECORDED = {"resume": False, "overwrite": False, "force_resume": False, "eval_only": False, "notify": ""}
+"""--config with saved settings would otherwise overwrite or resume without being asked; a webhook is a password."""
+OF_A_NETWORK = {
+    *(f.name for f in dataclasses.fields(config.Model) if f.name not in ("init_from", "pretrained", "grad_checkpoint")),
+    *("classes", "optimizer"),
+}
+"""Settings that a resumed run must keep: its weights or the optimizer's state belong to them."""
+ENDINGS = {0: "done", 1: "failed", 75: "stopped, resumable", 130: "interrupted, resumable"}
 
 DESCRIPTION = """Train a network, predict the test split and write the leaderboard's CSV.
 
@@ -47,8 +61,12 @@ class Commands:
     """Run in the background, detached from the terminal; output goes to log/<exp_name>.log."""
     list_models: bool = False
     """Print the names for --model_file, one a line."""
+    describe_model: str = ""
+    """Print what the network of this name costs at the configured window, its sizes, options, paper and weights."""
     list_losses: bool = False
     """Print the terms for --loss, one a line."""
+    list_optimizers: bool = False
+    """Print the names for --optimizer, one a line."""
     list_datasets: bool = False
     """Print the names for --dataset_file, one a line."""
     list_inference: bool = False
@@ -62,15 +80,24 @@ def main(argv: list[str]) -> int:
 
 
 def _command(argv: list[str], parsed: flags.Parsed[Commands], commands: Commands) -> int:
+    if launch.inside() and os.environ["RANK"] != "0":
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (one rank speaks for all)
     if listing := _listing(commands):
         print("\n".join(listing), flush=True)
         return 0
-    if parsed.cfg.run.resume:
+    if commands.describe_model:
+        from model.describe import describe, text
+
+        cfg = settings.replace(parsed.cfg, {"model_file": commands.describe_model})
+        settings.check(cfg)
+        print(text(describe(cfg), cfg), flush=True)
+        return 0
+    if parsed.cfg.run.resume or parsed.cfg.run.eval_only:
         if parsed.cfg.run.overwrite:
             settings.check(parsed.cfg)  # says that they contradict each other
         parsed = _resumed(argv, parsed)
     settings.check(parsed.cfg)
-    cfg = full_names(parsed.cfg)
+    cfg = settings.shortened(full_names(parsed.cfg))
     if commands.print_config:
         print(flags.describe(cfg, parsed.sources), flush=True)
         return 0
@@ -82,9 +109,11 @@ def _command(argv: list[str], parsed: flags.Parsed[Commands], commands: Commands
         print(background.start([os.path.abspath(__file__), *argv, "--no_bg"], cfg.run.exp_name))
         return 0
     if commands.check_data:
-        _prepare_data(cfg)
-        return 0 if _look_at_data(cfg).ok else 1
-    return _run(cfg, check=not commands.no_check_data)
+        from dataset.prepare import look_at_data, prepare_data
+
+        prepare_data(cfg)
+        return 0 if look_at_data(_first_fold(cfg)).ok else 1
+    return _run(argv, cfg, check=not commands.no_check_data)
 
 
 def _listing(commands: Commands) -> list[str]:
@@ -99,32 +128,51 @@ def _listing(commands: Commands) -> list[str]:
         from model.losses import term_names
 
         names += term_names()
+    if commands.list_optimizers:
+        from engine.optim import optimizer_names
+
+        names += optimizer_names()
     return names
 
 
 def _resumed(argv: list[str], parsed: flags.Parsed[Commands]) -> flags.Parsed[Commands]:
-    """The command line again, on top of the settings that the stopped run was started with."""
-    from model.checkpoint import load_state
+    """The command line again, on top of the settings that the experiment was started with.
 
-    path = parsed.cfg.folder / "last.pt"
-    if not path.exists():
-        raise FileProblem(f"{path} does not exist, so there is nothing to resume: leave out --resume.")
-    saved, names = settings.from_record(load_state(path)["config"], str(path))
+    Raises:
+        ConfigProblem: a setting differs that changes the network or the optimizer, without --force_resume.
+    """
+    from engine.run_state import has_state, newest_state
+
+    folder, path = parsed.cfg.folder, parsed.cfg.folder / "config.json"
+    if not has_state(folder) and path.exists():  # of all folds, or killed before its first state
+        record = json.loads(path.read_text(encoding="utf-8"))
+    else:
+        record = newest_state(folder)[0]["config"]
+    saved, names = settings.from_record(record, str(folder))
     resumed, _ = flags.parse(argv, Commands, DESCRIPTION, base=saved)
-    for name in sorted(names - {"resume", "overwrite"}):
-        if settings.get(resumed.cfg, name) == settings.get(saved, name):
-            continue
-        print(f"resuming with {name} {settings.get(resumed.cfg, name)!r} instead of {settings.get(saved, name)!r}")
+    now = full_names(resumed.cfg)
+    changed = [n for n in sorted(names - OF_A_START) if settings.get(now, n) != settings.get(saved, n)]
+    said = [f"{n} {settings.get(now, n)!r} instead of {settings.get(saved, n)!r}" for n in changed]
+    decided = [text for name, text in zip(changed, said, strict=True) if name in OF_A_NETWORK]
+    if decided and not resumed.cfg.run.force_resume:
+        raise ConfigProblem(
+            f"{folder} was started with other settings of network or optimizer ({', '.join(decided)}): leave them out, "
+            f"or give --force_resume to go on nevertheless, with what fits of the state."
+        )
+    if said and not launch.inside():
+        print(f"resuming with {', '.join(said)}")
     # Where it was found and not where it was written: a copied or renamed experiment must not continue its original.
     here = {name: settings.get(parsed.cfg, name) for name in ("exp_name", "output_dir", "overwrite")}
-    sources = dict.fromkeys(names, "last.pt") | {name: parsed.sources.get(name, "default") for name in here}
+    sources = dict.fromkeys(names, "saved") | {name: parsed.sources.get(name, "default") for name in here}
     return flags.Parsed(settings.replace(resumed.cfg, here), sources | resumed.sources)
 
 
 def _check_folder(cfg: Config) -> None:
     """Raise ConfigProblem where the experiment exists and neither --resume nor --overwrite is given."""
     folder = cfg.folder
-    if not folder.exists() or cfg.run.resume:
+    if cfg.run.eval_only and not (folder / BEST).exists():
+        raise ConfigProblem(f"eval_only: {folder / BEST} does not exist: train the experiment first.")
+    if not folder.exists() or cfg.run.resume or cfg.run.eval_only:
         return
     if not cfg.run.overwrite:
         raise ConfigProblem(
@@ -147,118 +195,25 @@ def _is_experiment(folder: Path) -> bool:
     return isinstance(record, dict) and isinstance(record.get("run"), dict) and "exp_name" in record["run"]
 
 
-PARTS = {"train", "test", "meta_data.xlsx", "phantom.json", "cache", "jpeg"}
-"""All that a phantom set holds, and what we make of it."""
-
-
-def _missing_phantoms(cfg: Config) -> dict[str, int]:
-    """What to draw at data_root: nothing where no phantoms are asked for, or just these lie there already.
-
-    Raises:
-        FileProblem: data_root holds something else that --overwrite does not cover.
-    """
-    if not cfg.phantom.phantom:
-        return {}
-    from dataset.phantom import RECORD, phantom_matches
-
-    root, chosen = Path(cfg.data.data_root), cfg.phantom
-    wanted = {
-        "train_subjects": chosen.phantom_train,
-        "test_subjects": chosen.phantom_test,
-        "size": chosen.phantom_size,
-        "seed": chosen.phantom_seed,
-    }
-    if phantom_matches(root, **wanted):
-        return {}
-    # --overwrite covers what we have drawn with other settings, as long as nothing else lies there.
-    ours = (root / RECORD).exists() and {path.name for path in root.iterdir()} <= PARTS
-    if root.exists() and not (ours and cfg.run.overwrite):
-        remedy = "give --overwrite to draw them anew, or another --data_root" if ours else "give another --data_root"
-        raise FileProblem(f"{root} exists and does not hold the phantoms asked for: {remedy}.")
-    return wanted
-
-
-def _prepare_data(cfg: Config) -> None:
-    """Draw the phantom set where the settings ask for one and it does not lie there already."""
-    wanted, root = _missing_phantoms(cfg), Path(cfg.data.data_root)
-    if not wanted:
-        return
-    from dataset.phantom import write_phantom_set
-
-    if root.exists():
-        shutil.rmtree(root)
-    write_phantom_set(root, **wanted, workers=os.cpu_count() or 1)  # before training, so all cores are free
-    print(f"phantom data: {root}")
-
-
 def _dry_run(cfg: Config) -> int:
     """Say what a run would do, with nothing written: the checks are the real ones, the network is really built."""
+    from dataset.prepare import missing_phantoms, undrawn
+
     _check_folder(cfg)
     print(f"would write {cfg.folder}")
-    if drawn := _missing_phantoms(cfg):
+    if drawn := missing_phantoms(cfg):
         count = 2 * (drawn["train_subjects"] + drawn["test_subjects"])
         print(f"would draw {count} phantoms of {drawn['size']} px into {cfg.data.data_root} first")
-    cfg = settings.replace(cfg, {"cache": "none"})  # building one is writing
-    trainer = _build_trainer(cfg, _undrawn(drawn["train_subjects"]) if drawn else None)
+    cfg = settings.replace(_first_fold(cfg), {"cache": "none"})  # building one is writing
+    trainer = _build_trainer(cfg, undrawn(drawn["train_subjects"]) if drawn else None)
     side, batch, classes = trainer.loader.side, cfg.train.batch_size, len(cfg.data.classes)
     logits = batch * classes * side**2 * 4 / 2**20
     print(trainer.summary)
+    if cfg.model.init_from:
+        print(trainer.start_from(Path(cfg.model.init_from)))
     trainer.loader.close()
     print(f"a step: images {batch} x 1 x {side} x {side}, logits {logits:.0f} MiB in float32")
     return 0
-
-
-def _undrawn(subjects: int) -> list[Record]:
-    """Records of phantoms that are not there yet, to size a run."""
-    from dataset.readers import Record
-
-    return [Record(Path(f"{s}/{side}.png"), Path(f"{s}/{side}.json"), str(s)) for s in range(subjects) for side in "LR"]
-
-
-def _look_at_data(cfg: Config) -> Verdict:
-    """Check the files of data_root and show what is wrong; the list goes to <output_dir>/bad_files.csv."""
-    from dataset.check import check_data, table, write_bad_files
-    from dataset.readers import KNOWN_BAD_LABELS, pair_competition, read_competition
-    from dataset.selection import select
-    from dataset.switches import switches_of
-
-    root, data, switches = Path(cfg.data.data_root), cfg.data, switches_of(cfg)
-    if not pair_competition(root, "train").records:
-        read_competition(root, "train")  # raises: there is nothing to look at
-    try:
-        train, val = select(cfg, switches)
-        folds = {side: {r.subject for r in part} for side, part in (("training", train), ("validation", val))}
-    except FileProblem:
-        folds = None  # of files that are missing, which the check itself lists
-    held_out = [data.holdout] if data.holdout and (root / data.holdout / "DCM").is_dir() else []
-    verdict = check_data(
-        root,
-        data.classes,
-        folds,
-        Path(data.cache_dir or root / "cache") / "check.json",
-        os.cpu_count() or 1,
-        splits=("train", *held_out, "test"),
-        exclude={*data.exclude, *(KNOWN_BAD_LABELS if switches.exclude else ())},
-    )
-    print(table(verdict), flush=True)
-    if verdict.faults:
-        path = Path(cfg.run.output_dir) / "bad_files.csv"
-        write_bad_files(path, verdict)
-        print(f"list: {path}", flush=True)
-    return verdict
-
-
-def _may_train(cfg: Config) -> bool:
-    """Whether the data is fit to train on; `bad_image` skip forgives files that can't be read."""
-    forgiven = {"unreadable image", "unreadable label"} if cfg.data.bad_image == "skip" else set()
-    errors = {fault.kind for fault in _look_at_data(cfg).faults if fault.severity == "error"} - forgiven
-    if errors:
-        print(
-            f"error: the data has errors ({', '.join(sorted(errors))}): correct or --exclude the files, or give "
-            f"--no_check_data.",
-            file=sys.stderr,
-        )
-    return not errors
 
 
 def _build_trainer(cfg: Config, records: list[Record] | None = None) -> Trainer:
@@ -272,77 +227,130 @@ def _build_trainer(cfg: Config, records: list[Record] | None = None) -> Trainer:
     return Trainer(cfg, records)
 
 
-def _run(cfg: Config, check: bool) -> int:
+def _run(argv: list[str], cfg: Config, check: bool) -> int:
+    """Prepare and check the data, then train and predict; tells `notify` how it went."""
+    from engine.notify import check_url, notify
+
+    if launch.inside():
+        return _train(cfg)
+    from dataset.prepare import may_train, prepare_data
+
+    check_url(cfg.run.notify)
     _check_folder(cfg)
-    _prepare_data(cfg)
-    if check and not _may_train(cfg):
+    prepare_data(cfg)
+    if check and not may_train(_first_fold(cfg)):
         return 1
-    from dataset.selection import write_fold_file
-    from engine.stop import Stopped
-
-    asked = cfg.run
-    # Not recorded: --config with the saved settings would otherwise overwrite or resume without being asked.
-    cfg = settings.replace(cfg, {"resume": False, "overwrite": False})
-    trainer = _build_trainer(cfg)
-    if written := write_fold_file(cfg):
-        print(f"folds: {written}")
-    if asked.resume:
-        trainer.restore(cfg.folder / "last.pt")
-        print(f"resuming after epoch {trainer.at.epoch}, step {trainer.at.step}")
-    elif cfg.folder.exists():
-        shutil.rmtree(cfg.folder)
-    write_json(cfg.folder / "config.json", settings.to_record(cfg))
-    print(trainer.summary, flush=True)
+    notify(cfg.run.notify, f"{cfg.run.exp_name}: started")
+    ending, code = "failed", 1
     try:
-        trainer.fit()
-    except Stopped as stopped:
-        print(f"{stopped}: saved; continue with --exp_name {cfg.run.exp_name} --resume")
-        return stopped.exit_code
+        code = _run_folds(argv, cfg) if cfg.data.fold == "all" else _start(argv, cfg)
+        ending = ENDINGS[code]
+    except BaseException as error:
+        ending = f"failed: {error or type(error).__name__}"
+        raise
     finally:
-        trainer.loader.close()
-    return _submit(cfg)
+        notify(cfg.run.notify, f"{cfg.run.exp_name}: {ending}")
+    return code
 
 
-def _submit(cfg: Config) -> int:
-    """Predict the test split with the best weights, and say where everything is."""
-    from dataset.readers import read_competition
-    from engine.devices import pick_device
-    from inference.pipeline import CSV_NAME, build_predictor, draw_example, infer, new_folder
+def _first_fold(cfg: Config) -> Config:
+    """One of the trainings of --fold all, to check and size them."""
+    return settings.replace(cfg, {"fold": "0"}) if cfg.data.fold == "all" else cfg
+
+
+def _start(argv: list[str], cfg: Config) -> int:
+    """One training: in this process, or in several."""
+    if cfg.run.gpus > 1:
+        # The last flag wins: ranks must neither go to the background nor look at the data again.
+        command = [os.path.abspath(__file__), *argv, "--no_bg", "--no_check_data"]
+        return launch.launch(cfg.run.gpus, command, cfg.folder)
+    return _train(cfg)
+
+
+def _train(cfg: Config) -> int:
+    from dataset.selection import write_fold_file
+    from engine.run_state import has_state, newest_state, remove_leftovers
+    from engine.stop import Stopped
     from model.checkpoint import read_checkpoint
 
-    root = Path(cfg.data.data_root)
-    if not (root / "test" / "DCM").is_dir():
-        print(f"{root} has no test/DCM: no CSV. Weights: {cfg.folder / 'best.safetensors'}")
-        return 0
-    records = read_competition(root, "test")
-    device = pick_device(cfg)
-    checkpoint = read_checkpoint(cfg.folder / "best.safetensors")
-    predictor = build_predictor(cfg, checkpoint.network().to(device))
-    folder = new_folder(cfg.folder / "inference", "test")
-    table = infer(predictor, records, cfg, device, folder)
-    print(f"validation Dice {checkpoint.score:.4f} (epoch {checkpoint.epoch})")
-    if table is not None:
-        print(table.text())
-        print(f"test Dice {table.mean():.4f} over {len(records)} images")
-        _print_baseline(cfg, table)
-        print(f"per class:  {folder / 'per_class.csv'}")
-    picture = folder / "overlay.png"
-    draw_example(predictor, records, cfg, device, table, picture)
-    print(f"overlay:    {picture}\nCSV:        {folder / CSV_NAME}\nweights:    {cfg.folder / 'best.safetensors'}")
+    asked = cfg.run
+    cfg = settings.replace(cfg, NOT_RECORDED)
+    trainer = _build_trainer(cfg)
+    first = trainer.world.first
+    if first:
+        if written := write_fold_file(cfg):
+            print(f"folds: {written}")
+        if cfg.folder.exists() and not (asked.resume or asked.eval_only):
+            shutil.rmtree(cfg.folder)
+        write_json(cfg.folder / "config.json", settings.to_record(cfg))
+        remove_leftovers(cfg.folder)
+    trainer.world.wait()
+    if asked.resume and has_state(cfg.folder):
+        state, said = newest_state(cfg.folder)
+        trainer.restore(state, asked.force_resume)
+        print(f"{said} Going on after epoch {trainer.at.epoch}, step {trainer.at.step}.", flush=True)
+    elif cfg.model.init_from and not asked.eval_only:
+        print(trainer.start_from(Path(cfg.model.init_from)), flush=True)
+    print(trainer.summary, flush=True)
+    code = 1
+    try:
+        if asked.eval_only:
+            best = read_checkpoint(cfg.folder / BEST)
+            print(trainer.evaluate(best.network()).text(), flush=True)
+        elif cfg.run.profile:
+            print(trainer.profile(cfg.run.profile), flush=True)
+            code = 0
+            return 0
+        else:
+            trainer.fit()
+        code = 0
+    except Stopped as stopped:
+        print(f"{stopped}: saved; continue with --exp_name {cfg.run.exp_name} --resume", flush=True)
+        code = stopped.exit_code
+        return code
+    finally:
+        trainer.close(code)
+        if first:
+            launch.write_result(cfg.folder, code)
+    if first:
+        from inference.submit import submit
+
+        best = read_checkpoint(cfg.folder / BEST)
+        print("not validated" if math.isnan(best.score) else f"validation Dice {best.score:.4f} (epoch {best.epoch})")
+        submit(cfg, [best])
     return 0
 
 
-def _print_baseline(cfg: Config, table: DiceTable) -> None:
-    """On phantoms, how far the network is above the mean training mask."""
-    if not cfg.phantom.phantom:
-        return
-    from dataset.readers import read_competition
-    from inference.baseline import mean_mask_dice
+def _run_folds(argv: list[str], cfg: Config) -> int:
+    """Train every fold that is not done yet, then score them all out of fold and predict with their mean."""
+    from engine.run_state import has_state
+    from inference.folds import out_of_fold
+    from inference.submit import submit
+    from model.checkpoint import read_checkpoint
 
-    root = Path(cfg.data.data_root)
-    mean_mask = mean_mask_dice(read_competition(root, "train"), read_competition(root, "test"), cfg)
-    above = table.mean() - mean_mask
-    print(f"mean training mask, on the hand's true box: Dice {mean_mask:.4f}; the network is {above:.4f} above")
+    if cfg.folder.exists() and not cfg.run.resume:
+        shutil.rmtree(cfg.folder)
+    saved = settings.replace(cfg, NOT_RECORDED)
+    write_json(cfg.folder / "config.json", settings.to_record(saved))
+    folds = [
+        settings.replace(cfg, {"fold": str(k), "exp_name": f"fold{k}", "output_dir": str(cfg.folder)})
+        for k in range(cfg.data.n_folds)
+    ]
+    for fold in folds:
+        if launch.read_result(fold.folder) == 0:
+            continue
+        print(f"fold {fold.data.fold} of {cfg.data.n_folds}", flush=True)
+        begun = has_state(fold.folder)
+        fold = settings.replace(fold, {"resume": begun, "overwrite": not begun})
+        named = ["--fold", fold.data.fold, "--exp_name", fold.run.exp_name, "--output_dir", fold.run.output_dir]
+        how = ["--resume", "--no_overwrite"] if begun else ["--no_resume", "--overwrite"]
+        if code := _start([*argv, *named, *how], fold):
+            return code
+    table = out_of_fold(cfg.folder, [fold.folder for fold in folds])
+    print(f"{table.text()}\nout-of-fold Dice {table.mean():.4f} over {len(table)} images ({cfg.folder / 'oof.csv'})")
+    submit(saved, [read_checkpoint(fold.folder / BEST) for fold in folds])
+    launch.write_result(cfg.folder, 0)
+    return 0
 
 
 if __name__ == "__main__":
