@@ -4,7 +4,7 @@ PYTHON ?= $(shell for p in python3.12 python3.11 python3 python; do \
 	$$p -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 
-.PHONY: demo smoke test test-full test-gpu setup benchmarks-setup lint help
+.PHONY: demo smoke test test-full test-gpu setup lint help
 
 help:            ## This list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 18
@@ -23,9 +23,6 @@ test-full: setup ## All tests, the whole demo included
 
 test-gpu: setup  ## The tests that need a GPU
 	$(BIN)/python -m pytest -m gpu -rs
-
-benchmarks-setup: setup ## What only the benchmarks compare with (MONAI)
-	$(BIN)/python -m pip install --disable-pip-version-check -q --no-deps -r benchmarks/requirements.txt
 
 lint: setup      ## ruff and mypy
 	$(BIN)/ruff check .

@@ -569,6 +569,8 @@ VALUE_ALIASES: dict[str, dict[str, str]] = {
     "wandb": {"1": "online", "0": "off"},
 }
 """Field -> short spelling -> value."""
+SHORT_FLAGS: dict[str, tuple[str, str]] = {"cpu": ("--device", "cpu")}
+"""Flag without a value -> the flag and value that it stands for."""
 BARE_VALUES: dict[str, str] = {"save_masks": "class"}
 """Field -> what its flag means without a value."""
 

@@ -231,12 +231,12 @@ def _run(argv: list[str], cfg: Config, check: bool) -> int:
     """Prepare and check the data, then train and predict; tells `notify` how it went."""
     from engine.notify import check_url, notify
 
+    _check_folder(cfg)
     if launch.inside():
         return _train(cfg)
     from dataset.prepare import may_train, prepare_data
 
     check_url(cfg.run.notify)
-    _check_folder(cfg)
     prepare_data(cfg)
     if check and not may_train(_first_fold(cfg)):
         return 1

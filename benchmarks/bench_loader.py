@@ -66,7 +66,7 @@ def run(quick: bool) -> list[Row]:
     if has_monai:
         peers.append(monai_peer(records, case, effort))
     else:
-        note = "MONAI is not installed: `make benchmarks-setup` installs it."
+        note = "MONAI is not installed: `make setup` installs it."
         rows.append(Row("from PNG, loader", MONAI, "samples/s", note=note))
     write_jpegs(case)
     peers.append(Peer(f"{BEST}, from JPEG", partial(usual_way.build, as_jpeg(records, case), case, best)))

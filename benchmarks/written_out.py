@@ -13,7 +13,7 @@ Dense = Callable[[Tensor, Tensor], Tensor]
 """Logits and masks of 0 and 1, both (N, K, H, W) float32 -> a scalar."""
 
 WRITTEN_OUT, SMP, MONAI = "written out", "SMP", "MONAI"
-MISSING = "{} is not installed: `make setup` and `make benchmarks-setup` install what is compared."
+MISSING = "{} is not installed: `make setup` installs what is compared."
 
 
 def peers(loss: str) -> dict[str, Dense | None]:

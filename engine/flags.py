@@ -155,7 +155,7 @@ def _normalise(argv: list[str], known: dict[str, tuple[str, Any]]) -> tuple[list
     """`argv` as tyro expects it, and the fields that it sets (name -> first value, or "")."""
     out: list[str] = []
     given: dict[str, str] = {}
-    tokens = [part for token in argv for part in _split_equals(token)]
+    tokens = [part for token in argv for part in config.SHORT_FLAGS.get(token[2:], _split_equals(token))]
     i = 0
     while i < len(tokens):
         token = tokens[i]

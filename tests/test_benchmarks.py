@@ -249,7 +249,7 @@ def test_a_wrong_label_bit_or_grey_value_is_found(records: list[Record]) -> None
 
 
 def test_monai_reads_what_we_read_and_makes_windows(records: list[Record]) -> None:
-    pytest.importorskip("monai", reason="only `make benchmarks-setup` installs it")
+    pytest.importorskip("monai", reason="`make setup` installs it")
     from benchmarks import monai_way
 
     whole = monai_way.read(records[0], TINY)
