@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import pickle
+import shutil
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -103,9 +104,13 @@ def read_state(path: Path) -> dict[str, Any]:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove the temporary files of writes that were killed: each can be as large as a checkpoint."""
-    for path in folder.glob(".*.part"):
-        path.unlink(missing_ok=True)
+    """Remove the temporary files and folders of writes that were killed: each can be as large as a checkpoint."""
+    for path in (folder, *folder.rglob("*/")):
+        for leftover in path.glob(".*.part"):
+            if leftover.is_dir():
+                shutil.rmtree(leftover, ignore_errors=True)
+            else:
+                leftover.unlink(missing_ok=True)
 
 
 def _known(folder: Path) -> list[str]:

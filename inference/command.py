@@ -98,7 +98,8 @@ def _infer(cfg: Config, checkpoint: Trained) -> int:
         records, what = read_competition(Path(cfg.data.data_root), "test"), "test"
     folder = Path(chosen.output) if chosen.output else new_folder(checkpoint.path.parent / "inference", what)
     device = pick_device(cfg)
-    network = checkpoint.network().to(device)
+    # With the settings as they are now: some networks can't do what any style asks (two stages see whole images).
+    network = dataclasses.replace(checkpoint, cfg=cfg).network().to(device)
     table = infer(build_predictor(cfg, network), records, cfg, device, folder)
     if table is not None:
         print(f"Dice {table.mean():.4f} over {len(records)} labelled images ({folder / 'per_class.csv'})")

@@ -132,5 +132,9 @@ def test_another_format(tmp_path: Path) -> None:
 
 def test_leftovers_of_killed_writes_are_removed(folder: Path) -> None:
     (folder / ".last.pt.abc.part").write_bytes(b"x" * 1000)
+    (folder / "inference" / ".test.abc.part").mkdir(parents=True)
+    (folder / "inference" / ".test.abc.part" / "submission.csv").write_text("half a")
     remove_leftovers(folder)
+    assert os.listdir(folder / "inference") == []
+    (folder / "inference").rmdir()
     assert sorted(os.listdir(folder)) == [LAST, MANIFEST, PREVIOUS]

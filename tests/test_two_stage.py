@@ -3,15 +3,20 @@ there."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 
 from config import Config, ConfigProblem
 from engine import settings
+from inference.command import main
+from model.checkpoint import save_weights
 from model.model_two_stage import FADE, TwoStage
 from model.network import Built, Network, build
 
@@ -203,3 +208,15 @@ def test_options_go_to_the_stages_that_follow_them() -> None:
 def test_what_cannot_work_is_said_at_once(values: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigProblem, match=said):
         network_of(**values)
+
+
+def test_a_sliding_style_is_refused_for_a_trained_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cfg = settings_of(image_size=64, window_size=64, stride=32)
+    save_weights(tmp_path / "best.safetensors", build(cfg).state_dict(), cfg, 0.5, 1)
+    Image.fromarray(np.zeros((64, 64), np.uint8)).save(tmp_path / "hand.png")
+    argv = ["--checkpoint", str(tmp_path / "best.safetensors"), "--input", str(tmp_path / "hand.png")]
+    with pytest.raises(SystemExit) as left:
+        main([*argv, "--output", str(tmp_path / "out")], style="inference.inference_sliding")
+    assert left.value.code == 2
+    assert "inference_file inference.inference_sliding cuts windows" in capsys.readouterr().err
+    assert main([*argv, "--output", str(tmp_path / "out")]) == 0 and (tmp_path / "out" / "submission.csv").exists()
