@@ -65,7 +65,7 @@ class Run:
     """Weights & Biases: auto is online where a key is set and the network answers within 3 s, else off; 1 and 0 are
     online and off."""
     wandb_project: str = "bone-segmentation"
-    """Project there."""
+    """Project that its runs belong to there."""
     notify: str = ""
     """URL that gets a message (Slack's format) when the run starts, ends or fails."""
 

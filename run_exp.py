@@ -27,7 +27,10 @@ if TYPE_CHECKING:
 
 BEST = "best.safetensors"
 
-OF_A_START = {"resume", "overwrite", "force_resume", "gpus", "max_hours", "eval_only", "profile", "notify"}
+OF_A_START = {
+    *("exp_name", "output_dir", "resume", "overwrite", "force_resume", "gpus", "max_hours", "eval_only", "profile"),
+    "notify",
+}
 """Settings of a command and not of an experiment."""
 NOT_RECORDED = {"resume": False, "overwrite": False, "force_resume": False, "eval_only": False, "notify": ""}
 """--config with saved settings would otherwise overwrite or resume without being asked; a webhook is a password."""
@@ -282,12 +285,15 @@ def _train(cfg: Config) -> int:
             print(f"folds: {written}")
         if cfg.folder.exists() and not (asked.resume or asked.eval_only):
             shutil.rmtree(cfg.folder)
-        write_json(cfg.folder / "config.json", settings.to_record(cfg))
-        remove_leftovers(cfg.folder)
     trainer.world.wait()
+    said = ""
     if asked.resume and has_state(cfg.folder):
         state, said = newest_state(cfg.folder)
         trainer.restore(state, asked.force_resume)
+    if first:
+        write_json(cfg.folder / "config.json", settings.to_record(cfg))
+        remove_leftovers(cfg.folder)
+    if said:
         print(f"{said} Going on after epoch {trainer.at.epoch}, step {trainer.at.step}.", flush=True)
     elif cfg.model.init_from and not asked.eval_only:
         print(trainer.start_from(Path(cfg.model.init_from)), flush=True)
@@ -310,7 +316,7 @@ def _train(cfg: Config) -> int:
         return code
     finally:
         trainer.close(code)
-        if first:
+        if first and not (asked.eval_only or asked.profile):
             launch.write_result(cfg.folder, code)
     if first:
         from inference.submit import submit
@@ -329,6 +335,7 @@ def _run_folds(argv: list[str], cfg: Config) -> int:
     from model.checkpoint import read_checkpoint
 
     if cfg.folder.exists() and not cfg.run.resume:
+        _build_trainer(_first_fold(cfg)).loader.close()  # nothing is deleted for settings that can't work
         shutil.rmtree(cfg.folder)
     saved = settings.replace(cfg, NOT_RECORDED)
     write_json(cfg.folder / "config.json", settings.to_record(saved))

@@ -23,7 +23,7 @@ from dataset.selection import select
 from dataset.switches import switches_of
 from engine import settings
 from engine.averaging import Average, refresh_statistics
-from engine.devices import pick_device
+from engine.devices import pick_device, set_determinism
 from engine.distributed import join, synchronise_norms
 from engine.files import FileProblem
 from engine.journal import Journal
@@ -77,6 +77,7 @@ class Trainer:
     def __init__(self, cfg: Config, records: Sequence[Record] | None = None) -> None:
         self.cfg = cfg
         self.device = pick_device(cfg)
+        set_determinism(cfg.run.deterministic)
         self.world = join(self.device)
         self.train_records, val_records = select(cfg, switches_of(cfg), records)
         self.validation = Validation(val_records, cfg, self.device, self.world)
@@ -93,6 +94,8 @@ class Trainer:
         self.plateau, self.kept, self.at = Plateau(), Kept(), Position()
         self.loss = build_loss(cfg, 0, self.world)
         self.model, self.frozen = self._wrapped(), False
+        self.gathered = False
+        """Whether gradients of a step wait for an update."""
         self.stop = StopFlag(cfg.run.max_hours)
         self.journal: Journal | None = None
         self.run_id: str | None = None
@@ -135,6 +138,8 @@ class Trainer:
                     self.swa.update(self.network)
                 dice = self.validate().mean() if due and len(self.validation) else None
                 at.epoch, at.step, at.loss_sum, at.losses = at.epoch + 1, 0, 0.0, 0
+                if self.journal and dice is None:
+                    self.kept.keep(self.cfg.folder, self.evaluated().state_dict(), self.cfg, at.epoch)
                 if self.journal:
                     self.journal.epoch(at.epoch, {**row, "val_dice": dice}, self.kept.best)
                 self.save()
@@ -164,7 +169,7 @@ class Trainer:
             "epoch": at.epoch,
             "step": (at.epoch + 1) * len(self.loader),
             "lr": self.lr(),
-            "train_loss": self.world.mean(at.loss_sum / max(1, at.losses)),
+            "train_loss": self.world.mean(at.loss_sum / at.losses if at.losses else math.nan),
             **pace.row(self.cfg.train.batch_size * self.world.ranks),
         }
 
@@ -210,20 +215,24 @@ class Trainer:
             self.note_bad(f"a loss of {value}", batch.keys)
             return reason
         self.scaler.scale(loss / accumulated).backward()
+        self.gathered = True
         self.at.loss_sum += value
         self.at.losses += 1
         return reason
 
     def update(self) -> None:
         """Change the weights by the gradients gathered so far."""
+        if not self.gathered:
+            return  # every step since the last update was left out
+        self.gathered = False
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.cfg.train.grad_clip or math.inf).item()
-        if norm == 0:
-            pass  # every step since the last update was left out
-        elif math.isfinite(norm) or self.scaler.is_enabled():  # the scaler leaves such steps out itself
+        finite = math.isfinite(norm)
+        if finite or self.scaler.is_enabled():  # the scaler leaves such steps out itself, and then lowers its scale
             set_lr(self.optimizer, self.lr())
             self.scaler.step(self.optimizer)
             self.scaler.update()
+        if finite:
             if self.ema:
                 self.ema.update(self.network)
             self.at.bad = 0
@@ -267,12 +276,14 @@ class Trainer:
             setattr(self.at, name, value)
         self.optimizer.zero_grad(set_to_none=True)
         torch.cuda.empty_cache()
+        parts = next(n for n in range(2, train.batch_size + 1) if train.batch_size % n == 0)  # 2, of an odd batch 3, …
         self.cfg = settings.replace(
-            self.cfg, {"batch_size": train.batch_size // 2, "accumulate": train.accumulate * 2}
+            self.cfg, {"batch_size": train.batch_size // parts, "accumulate": train.accumulate * parts}
         )
         self.loader.close()
         self.loader = self._load()
-        self.at.step, self.at.losses, self.at.loss_sum = 2 * self.at.step, 2 * self.at.losses, 2 * self.at.loss_sum
+        self.at.step, self.at.losses = parts * self.at.step, parts * self.at.losses
+        self.at.loss_sum *= parts
         print(
             f"memory ran out: going on with batch_size {self.cfg.train.batch_size} and accumulate "
             f"{self.cfg.train.accumulate}",
@@ -281,7 +292,7 @@ class Trainer:
 
     def validate(self) -> DiceTable:
         """Score the validation images through the submission path; keeps the weights where they earn it."""
-        network = self.ema.network if self.ema else self.network
+        network = self.evaluated()
         table = self.validation.score(network)
         dice, better = table.mean(), table.mean() > self.kept.best
         if self.cfg.train.scheduler == "ReduceLROnPlateau":
@@ -297,6 +308,10 @@ class Trainer:
             self.journal.validation((self.at.epoch + 1) * len(self.loader), by_class, pictures)
         self.kept.best = max(self.kept.best, dice)
         return table
+
+    def evaluated(self) -> nn.Module:
+        """The network that is validated and saved: the moving average where there is one."""
+        return self.ema.network if self.ema else self.network
 
     def evaluate(self, network: nn.Module) -> DiceTable:
         """Score a network on the validation images; writes the same tables as training does."""
@@ -320,8 +335,8 @@ class Trainer:
 
     def finish(self) -> None:
         """After the last epoch: the mean weights of SWA; without validation the last weights are the best."""
-        network, dice, name = self.ema.network if self.ema else self.network, math.nan, BEST
-        if self.swa:
+        network, dice, name = self.evaluated(), math.nan, BEST
+        if self.swa and self.swa.updates:  # patience can end a run before
             network = self.swa.network
             batches = self.loader.epoch(self.at.epoch)
             refresh_statistics(network, (batch.images.to(self.device).float() / 255 for batch in batches))
@@ -348,7 +363,7 @@ class Trainer:
     def lr(self) -> float:
         """Learning rate of the step just taken."""
         done = self.at.epoch * len(self.loader) + self.at.step
-        return learning_rate(self.cfg.train, done - 1, len(self.loader), self.plateau.drops)
+        return learning_rate(self.cfg.train, max(0, done - 1), len(self.loader), self.plateau.drops)
 
     def close(self, exit_code: int) -> None:
         """End loaders, trackers and the process group; the trainer can't be used afterwards."""
@@ -375,6 +390,7 @@ class Trainer:
             "ema": self.ema.state_dict() if self.ema else None,
             "swa": self.swa.state_dict() if self.swa else None,
             "generators": generators,
+            "ranks": self.world.ranks,
             "tracker": self.journal.tracker.run_id if self.journal else None,
         }
         if self.journal:
@@ -413,6 +429,14 @@ class Trainer:
                 f"{len(self.cfg.data.classes)} classes ({str(error).splitlines()[0][:120]}): resume with the settings "
                 f"it was written with."
             ) from None
+        before = state["config"]["train"]["batch_size"] * state["ranks"]
+        samples = self.at.step * before
+        self.at.step, rest = divmod(samples, self.cfg.train.batch_size * self.world.ranks)
+        if rest:
+            raise FileProblem(
+                f"{samples} samples of the epoch are done, which is no whole number of steps of "
+                f"{self.cfg.train.batch_size * self.world.ranks}: resume with the {before} samples a step of before."
+            )
         self.scaler.load_state_dict(state["scaler"])
         self.run_id = state["tracker"]
         ranks = self.world.ranks

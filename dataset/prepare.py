@@ -70,6 +70,7 @@ def look_at_data(cfg: Config) -> Verdict:
         pseudo_records(cfg)  # raises: what is wrong there must not be taken for missing files below
     try:
         train, val = select(cfg, switches)
+        val = [] if data.overfit_batches else val  # the same images on both sides, as asked for
         folds = {side: {r.subject for r in part} for side, part in (("training", train), ("validation", val))}
     except FileProblem:
         folds = None  # of files that are missing, which the check itself lists

@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 from config import Config, ConfigProblem
+
+
+def set_determinism(deterministic: bool) -> None:
+    """Let GPUs choose the fastest operations, or only those that give the same result every time.
+
+    torch raises RuntimeError where an operation has no such form; it names the operation.
+    """
+    torch.backends.cudnn.benchmark = not deterministic
+    torch.use_deterministic_algorithms(deterministic)
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS asks for
 
 
 def pick_device(cfg: Config) -> str:

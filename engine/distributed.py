@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -117,16 +116,3 @@ def synchronise_norms(network: M, device: str) -> M:
             "process: give --norm group (or instance), or --gpus 1."
         )
     return network
-
-
-SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2"
-"""What torchrun must hand on to its ranks: on any other signal it dies and leaves them as orphans."""
-
-
-def torchrun(processes: int, argv: Sequence[str]) -> list[str]:
-    """Arguments for Python that start `processes` ranks of `python argv...` on this machine."""
-    return [
-        *("-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"),
-        f"--signals-to-handle={SIGNALS}",
-        *argv,
-    ]

@@ -10,10 +10,21 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from engine.distributed import torchrun
 from engine.files import write_json
 
 RESULT = "result.json"
+
+SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1,SIGUSR2"
+"""What torchrun must hand on to its ranks: on any other signal it dies and leaves them as orphans."""
+
+
+def torchrun(processes: int, argv: Sequence[str]) -> list[str]:
+    """Arguments for Python that start `processes` ranks of `python argv...` on this machine."""
+    return [
+        *("-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"),
+        f"--signals-to-handle={SIGNALS}",
+        *argv,
+    ]
 
 
 def inside() -> bool:
@@ -40,15 +51,21 @@ def launch(processes: int, argv: Sequence[str], folder: Path) -> int:
     Returns:
         The exit code that rank 0 noted in `folder`, or torchrun's own where it noted none.
     """
-    (folder / RESULT).unlink(missing_ok=True)
+    before = _written(folder)
     threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))}
     child = subprocess.Popen([sys.executable, *torchrun(processes, argv)], env={**os.environ, **threads})
     both = (signal.SIGTERM, signal.SIGINT)
-    before = {each: signal.signal(each, lambda signum, frame: child.send_signal(signum)) for each in both}
+    handlers = {each: signal.signal(each, lambda signum, frame: child.send_signal(signum)) for each in both}
     try:
         code = child.wait()
     finally:
-        for signum, handler in before.items():
+        for signum, handler in handlers.items():
             signal.signal(signum, handler)
-    noted = read_result(folder)
+    noted = read_result(folder) if _written(folder) != before else None
     return noted if noted is not None else abs(code)
+
+
+def _written(folder: Path) -> int:
+    """When a result was noted, ns; 0 where none was."""
+    path = folder / RESULT
+    return path.stat().st_mtime_ns if path.exists() else 0

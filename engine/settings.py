@@ -275,6 +275,10 @@ def check(cfg: Config) -> None:
             data.fold not in ("all", "none", *map(str, range(data.n_folds))),
             f"fold is {data.fold}, but n_folds {data.n_folds} has folds 0 to {data.n_folds - 1}; or give all, or none.",
         ),
+        (
+            data.fold == "all" and bool(data.holdout or data.overfit_batches or run.profile),
+            "fold all contradicts holdout, overfit_batches and profile: give one fold, or leave them out.",
+        ),
         (not data.classes, "classes is empty: name at least one class."),
         (len(set(data.classes)) < len(data.classes), f"classes has a name twice: {', '.join(data.classes)}."),
         (

@@ -22,4 +22,4 @@ def full_names(cfg: Config) -> Config:
     switches_of(cfg)
     losses = {"loss": canonical_name(cfg.loss.loss), "loss_schedule": canonical_schedule(cfg.loss.loss_schedule)}
     check_losses(settings.replace(cfg, losses))
-    return settings.replace(cfg, {**names, **losses})
+    return settings.replace(cfg, {**names, **losses, "optimizer": cfg.train.optimizer.casefold()})

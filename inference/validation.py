@@ -30,6 +30,7 @@ class Validation:
         self.cfg = cfg
         self.device = device
         self.world = world
+        build_predictor(cfg, nn.Identity())  # an unknown name is an error now, and not after an epoch
 
     def __len__(self) -> int:
         """Number of images."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,10 @@ from model.checkpoint import save_weights
 
 BEST = "best.safetensors"
 INDEX = "kept.csv"
+
+
+NOT_VALIDATED = -1.0
+"""In place of an epoch's Dice."""
 
 
 @dataclass
@@ -50,15 +55,22 @@ class Kept:
         if dice > self.best:
             self.best = dice
             save_weights(folder / BEST, weights, cfg, dice, epoch)
-        name = f"epoch_{epoch:04d}.safetensors"
-        self.dice[name] = dice
+        name = _file(epoch)
         if cfg.train.best_per_class:
             for label, score in by_class.items():
                 if score > self.of_class.get(label, (-1.0, ""))[0]:
                     self.of_class[label] = (score, name)
+        self.keep(folder, weights, cfg, epoch, dice)
+
+    def keep(
+        self, folder: Path, weights: Mapping[str, Tensor], cfg: Config, epoch: int, dice: float = NOT_VALIDATED
+    ) -> None:
+        """Write the weights of an epoch if there is a reason to, and remove those that have none any more."""
+        name = _file(epoch)
+        self.dice[name] = dice
         reasons = {file: self._reasons(file, cfg) for file in self.dice}
         if reasons[name]:
-            save_weights(folder / name, weights, cfg, dice, epoch)
+            save_weights(folder / name, weights, cfg, math.nan if dice == NOT_VALIDATED else dice, epoch)
         for file in [file for file, why in reasons.items() if not why]:
             del self.dice[file]
             (folder / file).unlink(missing_ok=True)
@@ -69,7 +81,7 @@ class Kept:
         """Why the weights of an epoch are kept."""
         place = sorted(self.dice, key=lambda other: -self.dice[other]).index(file) + 1
         interval, epoch = cfg.train.save_interval, int(file[6:10])
-        reasons = [f"top {place}"] if place <= cfg.train.keep_top else []
+        reasons = [f"top {place}"] if place <= cfg.train.keep_top and self.dice[file] != NOT_VALIDATED else []
         reasons += [f"every {interval}"] if interval and epoch % interval == 0 else []
         return reasons + [f"best {label}" for label, (_, best) in self.of_class.items() if best == file]
 
@@ -77,5 +89,13 @@ class Kept:
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(("file", "val_dice", "why"))
-        writer.writerows((file, f"{dice:.6f}", "; ".join(reasons[file])) for file, dice in self.dice.items())
+        writer.writerows((file, _text(dice), "; ".join(reasons[file])) for file, dice in self.dice.items())
         write_text(folder / INDEX, text.getvalue())
+
+
+def _file(epoch: int) -> str:
+    return f"epoch_{epoch:04d}.safetensors"
+
+
+def _text(dice: float) -> str:
+    return "" if dice == NOT_VALIDATED else f"{dice:.6f}"

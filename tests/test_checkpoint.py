@@ -19,7 +19,8 @@ from safetensors.torch import save_file
 from config import Config
 from engine import settings
 from engine.files import FileProblem
-from model.checkpoint import FORMAT, check_classes, load_state, read_checkpoint, save_weights
+from engine.run_state import read_state
+from model.checkpoint import FORMAT, check_classes, read_checkpoint, save_weights
 
 CFG = settings.replace(
     Config(), {"model_file": "model.model_simple_unet", "base_channels": 1, "classes": ("Ulna", "Radius")}
@@ -56,7 +57,7 @@ class Code:
 
 def refused(path: Path, said: str = "", state: bool = False) -> str:
     with pytest.raises(FileProblem) as problem:
-        (load_state if state else read_checkpoint)(path)
+        (read_state if state else read_checkpoint)(path)
     message = str(problem.value)
     assert str(path) in message and "\n" not in message and said in message, message
     return message
@@ -197,7 +198,7 @@ def state_file(tmp_path: Path) -> Path:
 
 
 def test_training_state(state_file: Path) -> None:
-    state = load_state(state_file)
+    state = read_state(state_file)
     assert state["position"] == {"epoch": 3} and torch.equal(state["network"]["a.bias"], weights()["a.bias"])
 
 
@@ -212,13 +213,13 @@ def test_damaged_training_states(state_file: Path, tmp_path: Path) -> None:
     for cut in (0, 1, 10, len(data) // 3, len(data) // 2, len(data) * 9 // 10, len(data) - 1):
         state_file.write_bytes(data[:cut])
         assert "best.safetensors" not in refused(state_file, "last.pt", state=True)
-    whole, places = load_state(_write(state_file, data)), range(0, len(data), 31)
+    whole, places = read_state(_write(state_file, data)), range(0, len(data), 31)
     refusals = 0
     for place in places:  # torch.load alone reads most of these without complaint
         flipped = bytearray(data)
         flipped[place] ^= 255
         try:
-            state = load_state(_write(state_file, bytes(flipped)))
+            state = read_state(_write(state_file, bytes(flipped)))
         except FileProblem:
             refusals += 1
             continue

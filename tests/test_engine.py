@@ -1,4 +1,4 @@
-"""engine/: whole files, progress, optimizer, schedule, metrics.csv, stopping, background processes, packed bits."""
+"""engine/: whole files, progress, metrics.csv, background processes, packed bits."""
 
 from __future__ import annotations
 
@@ -7,24 +7,20 @@ import errno
 import json
 import os
 import re
-import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
-from config import Config, ConfigProblem, Train
+from config import Config, ConfigProblem
 from engine import background, files, progress
 from engine.bits import n_words, pack, unpack
 from engine.devices import pick_device
 from engine.files import FileProblem, atomic_path, is_disk_full, write_json, write_text
-from engine.optim import build_optimizer, learning_rate
 from engine.record import COLUMNS, Metrics
 from engine.settings import replace
-from engine.stop import EXIT_INTERRUPTED, EXIT_RESUMABLE, StopFlag, Stopped
 
 DISK_FULL = [
     OSError(errno.ENOSPC, "No space left on device"),
@@ -246,80 +242,6 @@ def test_progress_reads_one_item_ahead_at_most() -> None:
         assert read[-1] == item
 
 
-# --- optimizer and learning rate
-
-
-@pytest.mark.parametrize("optimizer", ["AdamW", "Adam", "SGD"])
-def test_weight_decay_spares_parameters_of_one_dimension(optimizer: str) -> None:
-    net = nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.Linear(3, 2))
-    train = replace(Config(), {"optimizer": optimizer, "weight_decay": 0.3, "lr": 0.1}).train
-    built = build_optimizer(net.parameters(), train)
-    assert type(built).__name__ == optimizer
-    held = [p for group in built.param_groups for p in group["params"]]
-    assert len(held) == len(list(net.parameters()))
-    assert {id(p) for p in held} == {id(p) for p in net.parameters()}
-    for group in built.param_groups:
-        assert {p.ndim > 1 for p in group["params"]} == {group["weight_decay"] == 0.3}
-        assert group["weight_decay"] in (0.0, 0.3)
-        assert group["lr"] == 0.1
-    before = [p.detach().clone() for p in net.parameters()]
-    for p in net.parameters():
-        p.grad = torch.zeros_like(p)
-    built.step()
-    for p, old in zip(net.parameters(), before, strict=True):
-        assert torch.equal(p, old) == (p.ndim <= 1 or not old.any())
-
-
-def test_sgd_is_nnunets() -> None:
-    built = build_optimizer([nn.Parameter(torch.zeros(2, 2))], replace(Config(), {"optimizer": "SGD"}).train)
-    assert built.param_groups[0]["momentum"] == 0.99
-    assert built.param_groups[0]["nesterov"]
-
-
-def torch_rates(kind: Callable[..., Any], lr: float, steps: int, **options: Any) -> list[float]:
-    """Learning rates that a scheduler of torch gives step by step."""
-    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=lr)
-    scheduler, rates = kind(optimizer, **options), []
-    for _ in range(steps):
-        rates.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        scheduler.step()
-    return rates
-
-
-@pytest.mark.parametrize(
-    ("epoch", "per_epoch", "warmup_epochs"),
-    [(1, 1, 0.0), (3, 7, 0.0), (5, 4, 1.0), (4, 9, 0.5), (2, 30, 1.9), (2, 5, 2.0)],
-)
-@pytest.mark.parametrize("scheduler", ["CosineAnnealingLR", "None"])
-def test_learning_rate_is_torchs_step_by_step(
-    epoch: int, per_epoch: int, warmup_epochs: float, scheduler: str
-) -> None:
-    train = Train(
-        epoch=epoch, warmup_epochs=warmup_epochs, lr=3e-3, min_lr=1e-5, warmup_min_lr=1e-4, scheduler=scheduler
-    )  # type: ignore[arg-type]
-    total = epoch * per_epoch
-    warmup = round(warmup_epochs * per_epoch)
-    linear = torch.optim.lr_scheduler.LinearLR
-    expected = torch_rates(linear, 3e-3, warmup, start_factor=1e-4 / 3e-3, total_iters=warmup) if warmup else []
-    if scheduler == "None":
-        expected += [3e-3] * (total - warmup)
-    elif total > warmup:
-        cosine = torch.optim.lr_scheduler.CosineAnnealingLR
-        expected += torch_rates(cosine, 3e-3, total - warmup, T_max=total - warmup, eta_min=1e-5)
-    rates = [learning_rate(train, step, per_epoch) for step in range(total)]
-    assert rates == pytest.approx(expected, rel=1e-9, abs=1e-15)
-    assert all(1e-5 <= rate <= 3e-3 * (1 + 1e-12) for rate in rates)
-
-
-def test_the_warm_up_rises_and_the_cosine_falls() -> None:
-    train = Train(epoch=10, warmup_epochs=2.0)
-    rates = [learning_rate(train, step, 10) for step in range(100)]
-    assert rates[:21] == sorted(rates[:21])
-    assert rates[20:] == sorted(rates[20:], reverse=True)
-    assert (rates[0], rates[20]) == (train.warmup_min_lr, train.lr)
-
-
 # --- metrics.csv
 
 
@@ -374,44 +296,6 @@ def test_a_forgotten_or_unknown_column_is_our_own_mistake(tmp_path: Path) -> Non
         metrics.add(epoch=1)
     with pytest.raises(AssertionError):
         metrics.add(**row(1), speed=3.0)
-
-
-# --- stopping
-
-
-@pytest.mark.parametrize(
-    ("signum", "code"), [(signal.SIGTERM, EXIT_RESUMABLE), (signal.SIGINT, EXIT_INTERRUPTED)]
-)
-def test_a_signal_sets_the_flag_and_the_handlers_come_back(signum: signal.Signals, code: int) -> None:
-    seen: list[int] = []
-    before = {s: signal.signal(s, lambda number, frame: seen.append(number)) for s in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        with StopFlag() as stop:
-            assert stop.signum == 0
-            signal.raise_signal(signum)
-            assert stop.signum == signum
-            # The next one ends the process: whoever asks twice does not want to wait.
-            assert signal.getsignal(signal.SIGTERM) == signal.getsignal(signal.SIGINT) == signal.SIG_DFL
-        for number in before:
-            assert signal.getsignal(number) not in (signal.SIG_DFL, signal.default_int_handler)
-            signal.raise_signal(number)
-        assert seen == [signal.SIGTERM, signal.SIGINT]
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    assert Stopped(signum).exit_code == code
-    assert str(Stopped(signum)) == f"stopped by {signum.name}"
-
-
-def test_the_handlers_come_back_after_an_error() -> None:
-    before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(ZeroDivisionError), StopFlag():
-        _ = 1 // 0
-    assert signal.getsignal(signal.SIGTERM) is before
-
-
-def test_exit_codes_are_the_documented_ones() -> None:
-    assert (EXIT_RESUMABLE, EXIT_INTERRUPTED) == (75, 130)
 
 
 # --- background

@@ -128,7 +128,9 @@ def test_the_reader_of_imports(text: str, found: set[str], tmp_path: Path, monke
     assert imports(path) == found
 
 
-DISTRIBUTIONS = {"cv2": "opencv-python-headless", "PIL": "pillow", "nvidia": "nvidia-dali-cuda120", "pynvml": "nvidia-ml-py"}
+DISTRIBUTIONS = {
+    "cv2": "opencv-python-headless", "PIL": "pillow", "nvidia": "nvidia-dali-cuda120", "pynvml": "nvidia-ml-py"
+}
 """Import name -> name in requirements.txt, where they differ."""
 
 

@@ -150,8 +150,8 @@ def test_resume_with_more_epochs_goes_on_where_it_ended(runs: Path, phantom_root
     before = read_csv(runs / "tiny" / "metrics.csv")
     code, out, err = run("--exp_name", "tiny", "--output_dir", str(runs), "--resume", "--epochs", "3")
     assert code == 0, err
-    assert "resuming after epoch 1, step 0" in out
-    assert "resuming with epoch 3 instead of 1" in out
+    assert f"Resuming from {runs / 'tiny' / 'last.pt'}. Going on after epoch 1, step 0.\n" in out
+    assert "resuming with epoch 3 instead of 1\n" in out, "a copied folder is no change of the settings"
     rows = read_csv(runs / "tiny" / "metrics.csv")
     assert [row["epoch"] for row in rows] == ["0", "1", "2"]
     assert [row["step"] for row in rows] == ["4", "8", "12"]
@@ -172,7 +172,7 @@ def test_resume_stays_in_the_folder_that_it_was_pointed_at(
     assert code == 0
     assert '  exp_name = "baseline"' in out
     assert '  output_dir = "checkpoints"' in out
-    assert "  base_channels = 4  (last.pt)" in out
+    assert "  base_channels = 4  (saved)" in out
     assert "  resume = true  (flag)" in out
 
 
@@ -206,14 +206,14 @@ def stop_after(steps: int, signum: int, monkeypatch: pytest.MonkeyPatch) -> None
     """Let the signal come while training step `steps` (from 1) is computed."""
     from train import Trainer
 
-    original: Callable[..., float] = Trainer.step
+    original: Callable[..., int] = Trainer.step
     taken = [0]
 
-    def step(self: Any, batch: Any) -> float:
+    def step(self: Any, batch: Any, accumulated: int = 1) -> int:
         taken[0] += 1
         if taken[0] == steps:
             signal.raise_signal(signum)
-        return original(self, batch)
+        return original(self, batch, accumulated)
 
     monkeypatch.setattr(Trainer, "step", step)
 
@@ -241,7 +241,7 @@ def test_a_stopped_run_continues_bit_identically(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(run_exp, "_submit", lambda cfg: 0)
+    monkeypatch.setattr("inference.submit.submit", lambda cfg, checkpoints: None)
     argv = [*tiny(phantom_root, tmp_path, "whole", "--epoch", "2"), *more]
     assert run(*argv)[0] == 0
     argv[argv.index("whole")] = "cut"
@@ -309,7 +309,7 @@ def test_an_existing_experiment_is_neither_continued_nor_replaced_unasked(runs: 
 def test_overwrite_replaces_the_experiment_and_nothing_else(
     runs: Path, phantom_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run_exp, "_submit", lambda cfg: 0)
+    monkeypatch.setattr("inference.submit.submit", lambda cfg, checkpoints: None)
     (runs / "tiny" / "notes.txt").write_text("of the old run")
     shutil.copytree(runs / "tiny", runs / "other")
     other, data = content(runs / "other"), content(phantom_root)
@@ -376,7 +376,7 @@ def test_overwrite_redraws_phantoms_but_only_a_folder_of_nothing_else(
     extra: str | None, phantom_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[dict[str, int]] = []
-    monkeypatch.setattr("dataset.phantom.write_phantom_set", lambda root, **wanted: drawn.append(wanted))
+    monkeypatch.setattr("dataset.prepare.write_phantom_set", lambda root, workers, **wanted: drawn.append(wanted))
     data = tmp_path / "data"
     shutil.copytree(phantom_root, data)
     if extra:
@@ -401,7 +401,7 @@ def test_overwrite_redraws_phantoms_but_only_a_folder_of_nothing_else(
 def test_saved_settings_never_overwrite_nor_resume_unasked(
     runs: Path, phantom_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run_exp, "_submit", lambda cfg: 0)
+    monkeypatch.setattr("inference.submit.submit", lambda cfg, checkpoints: None)
     saved = runs / "tiny" / "config.json"
     for argv in (
         tiny(phantom_root, runs, "tiny", "--overwrite"),
@@ -425,13 +425,13 @@ def test_resume_without_a_run_is_one_sentence(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("damage", ["empty", "cut", "other"])
 def test_resume_from_a_damaged_state_is_one_sentence(runs: Path, damage: str) -> None:
-    path = runs / "tiny" / "last.pt"
-    whole = path.read_bytes()
-    path.write_bytes({"empty": b"", "cut": whole[: len(whole) // 2], "other": b"not a state"}[damage])
+    for path in (runs / "tiny" / "last.pt", runs / "tiny" / "previous.pt"):
+        whole = path.read_bytes()
+        path.write_bytes({"empty": b"", "cut": whole[: len(whole) // 2], "other": b"not a state"}[damage])
     before = content(runs)
     code, _, err = run("--exp_name", "tiny", "--output_dir", str(runs), "--resume")
     assert (code, one_sentence(err)) == (1, True), err
-    assert str(path) in err
+    assert str(runs / "tiny" / "last.pt") in err and str(runs / "tiny" / "previous.pt") in err
     assert content(runs) == before
 
 
@@ -439,7 +439,8 @@ def test_resume_with_another_network_is_one_sentence(runs: Path) -> None:
     before = content(runs)
     argv = ["--exp_name", "tiny", "--output_dir", str(runs), "--resume"]
     code, _, err = run(*argv, "--base_channels", "5", "--epoch", "2")
-    assert (code, one_sentence(err)) == (1, True), err
+    assert (code, one_sentence(err)) == (2, True), err
+    assert "base_channels 5 instead of 4" in err and "--force_resume" in err
     assert content(runs) == before
 
 
@@ -448,7 +449,7 @@ def test_resume_with_another_network_is_one_sentence(runs: Path) -> None:
     ("argv", "said"),
     [
         (["--epoh", "3"], "--epoch"),
-        (["--optimizer", "adamm"], "did you mean Adam"),
+        (["--scheduler", "stepplr"], "did you mean StepLR"),
         (["--model_file", "model_nnunt"], "model_nnunet"),
         (["--loss", "focl_dice"], "Focal"),
         (["--loss", "Combined"], "Combined"),
@@ -471,6 +472,26 @@ def test_wrong_settings_leave_with_2(
     assert content(tmp_path) == {}
 
 
+@pytest.mark.usefixtures("no_background")
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--optimizer", "adamm"], "did you mean adam"),
+        (["--optimizer", "adamw", "--momentum", "0.9"], "momentum 0.9"),
+    ],
+)
+def test_what_only_a_library_knows_leaves_with_2_before_anything_is_written(
+    argv: list[str], said: str, runs: Path, phantom_root: Path
+) -> None:
+    """The names of optimizers are timm's, so --print_config, which imports nothing slow, can't know them."""
+    before = content(runs)
+    for more in ([], ["--dry_run"], ["--bg"], ["--fold", "all"]):
+        code, _, err = run(*tiny(phantom_root, runs, "tiny", "--overwrite", *argv, *more))
+        assert (code, one_sentence(err)) == (2, True), err
+        assert said in err
+        assert content(runs) == before, more
+
+
 def test_all_broken_rules_are_reported_together() -> None:
     _, _, err = run("--stride", "4096", "--fold", "7", "--lr", "99", "--exp_name", "a/b")
     for said in ("stride 4096", "fold is 7", "lr is 99", "exp_name is 'a/b'"):
@@ -485,7 +506,7 @@ def test_an_error_of_the_file_system_is_one_sentence(tmp_path: Path, phantom_roo
 
 
 def test_an_error_of_our_own_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(cfg: Config, check: bool) -> int:
+    def broken(argv: list[str], cfg: Config, check: bool) -> int:
         raise OSError("no file is named")
 
     monkeypatch.setattr(run_exp, "_run", broken)
@@ -494,7 +515,7 @@ def test_an_error_of_our_own_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_ctrl_c_outside_of_training_leaves_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(cfg: Config, check: bool) -> int:
+    def interrupted(argv: list[str], cfg: Config, check: bool) -> int:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(run_exp, "_run", interrupted)
