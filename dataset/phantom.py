@@ -19,6 +19,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import psutil
 
 from config import HAND_BONES
 from dataset.phantom_draw import SIDES, Phantom, draw_phantom
@@ -80,6 +81,9 @@ def write_phantom_set(
     if root.exists():
         raise FileProblem(f"{root} exists and is never overwritten: remove it or choose another folder.")
     root.parent.mkdir(parents=True, exist_ok=True)
+    for old in root.parent.glob(f".{root.name}.*.part"):
+        if not psutil.pid_exists(int(old.name.split(".")[-2].split("-")[0])):
+            shutil.rmtree(old, ignore_errors=True)  # of a drawing that was killed
     subjects = _plan(train_subjects, test_subjects, seed)
     partial = root.parent / f".{root.name}.{os.getpid()}-{os.urandom(4).hex()}.part"
     partial.mkdir()

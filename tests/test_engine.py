@@ -321,7 +321,7 @@ def test_a_background_process_is_detached_and_writes_to_its_log(
     assert status == 0
     lines = log.read_text().splitlines()
     assert lines[0] == "an earlier run"
-    assert re.match(r"--- \d{4}-\d\d-\d\d \d\d:\d\d:\d\d python .*--lr 1e-3", lines[1])
+    assert re.match(r"--- \d{4}-\d\d-\d\d \d\d:\d\d:\d\d \S*python\S* .*--lr 1e-3", lines[1])
     assert lines[2:] == ["session True", "stdin ''", "to stderr", "['--lr', '1e-3']"]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -238,3 +239,12 @@ def test_nothing_is_left_of_an_interrupted_set(
     with pytest.raises(error):
         write_phantom_set(tmp_path / "set", **ARGUMENTS)
     assert len(calls) == 3 and not list(tmp_path.iterdir())
+
+
+def test_what_a_killed_drawing_left_goes_with_the_next(tmp_path: Path) -> None:
+    dead, alive = (tmp_path / f".set.{pid}-0badcafe.part" for pid in (2**22 + 1, os.getpid()))
+    for folder in (dead, alive):
+        folder.mkdir()
+        (folder / "half.png").write_bytes(b"x")
+    write_phantom_set(tmp_path / "set", train_subjects=2, test_subjects=1, size=128, seed=1, workers=0)
+    assert not dead.exists() and alive.exists(), "another process draws there"
