@@ -175,7 +175,7 @@ def _check_folder(cfg: Config) -> None:
     folder = cfg.folder
     if cfg.run.eval_only and not (folder / BEST).exists():
         raise ConfigProblem(f"eval_only: {folder / BEST} does not exist: train the experiment first.")
-    if not folder.exists() or cfg.run.resume or cfg.run.eval_only:
+    if not _begun(folder) or cfg.run.resume or cfg.run.eval_only:
         return
     if not cfg.run.overwrite:
         raise ConfigProblem(
@@ -183,6 +183,19 @@ def _check_folder(cfg: Config) -> None:
         )
     if not _is_experiment(folder):
         raise ConfigProblem(f"{folder} is no experiment (no config.json of one in it), so --overwrite leaves it alone.")
+
+
+def _begun(folder: Path) -> bool:
+    """Whether there is more in it than a killed write has left: a run may die before it has written its config.json."""
+    return folder.exists() and (not folder.is_dir() or any(path.suffix != ".part" for path in folder.iterdir()))
+
+
+def _discard(folder: Path) -> None:
+    """Delete an experiment. It loses its name first: what a killed deletion leaves must not stand in the way."""
+    doomed = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(doomed, ignore_errors=True)
+    folder.rename(doomed)
+    shutil.rmtree(doomed)
 
 
 def _is_experiment(folder: Path) -> bool:
@@ -273,7 +286,7 @@ def _start(argv: list[str], cfg: Config) -> int:
 def _train(cfg: Config) -> int:
     from dataset.selection import write_fold_file
     from engine.run_state import has_state, newest_state, remove_leftovers
-    from engine.stop import Stopped
+    from inference.submit import submit
     from model.checkpoint import read_checkpoint
 
     asked = cfg.run
@@ -284,7 +297,7 @@ def _train(cfg: Config) -> int:
         if written := write_fold_file(cfg):
             print(f"folds: {written}")
         if cfg.folder.exists() and not (asked.resume or asked.eval_only):
-            shutil.rmtree(cfg.folder)
+            _discard(cfg.folder)
     trainer.world.wait()
     said = ""
     if asked.resume and has_state(cfg.folder):
@@ -300,31 +313,42 @@ def _train(cfg: Config) -> int:
     print(trainer.summary, flush=True)
     code = 1
     try:
-        if asked.eval_only:
+        code = _fit(trainer, asked)
+        if first and not code and not asked.profile:
             best = read_checkpoint(cfg.folder / BEST)
+            score = "not validated" if math.isnan(best.score) else f"validation Dice {best.score:.4f}"
+            print(f"{score} (epoch {best.epoch})")
+            submit(cfg, [best])
+    except BaseException:
+        code = 1
+        raise
+    finally:
+        if first and not (asked.eval_only or asked.profile):
+            launch.write_result(cfg.folder, code)
+    return code
+
+
+def _fit(trainer: Trainer, asked: config.Run) -> int:
+    """Train, validate or profile, as asked; returns the exit code."""
+    from engine.stop import Stopped
+    from model.checkpoint import read_checkpoint
+
+    code = 1
+    try:
+        if asked.eval_only:
+            best = read_checkpoint(trainer.cfg.folder / BEST)
             print(trainer.evaluate(best.network()).text(), flush=True)
-        elif cfg.run.profile:
-            print(trainer.profile(cfg.run.profile), flush=True)
-            code = 0
-            return 0
+        elif asked.profile:
+            print(trainer.profile(asked.profile), flush=True)
         else:
             trainer.fit()
         code = 0
     except Stopped as stopped:
-        print(f"{stopped}: saved; continue with --exp_name {cfg.run.exp_name} --resume", flush=True)
+        print(f"{stopped}: saved; continue with --exp_name {trainer.cfg.run.exp_name} --resume", flush=True)
         code = stopped.exit_code
-        return code
     finally:
         trainer.close(code)
-        if first and not (asked.eval_only or asked.profile):
-            launch.write_result(cfg.folder, code)
-    if first:
-        from inference.submit import submit
-
-        best = read_checkpoint(cfg.folder / BEST)
-        print("not validated" if math.isnan(best.score) else f"validation Dice {best.score:.4f} (epoch {best.epoch})")
-        submit(cfg, [best])
-    return 0
+    return code
 
 
 def _run_folds(argv: list[str], cfg: Config) -> int:
@@ -336,7 +360,7 @@ def _run_folds(argv: list[str], cfg: Config) -> int:
 
     if cfg.folder.exists() and not cfg.run.resume:
         _build_trainer(_first_fold(cfg)).loader.close()  # nothing is deleted for settings that can't work
-        shutil.rmtree(cfg.folder)
+        _discard(cfg.folder)
     saved = settings.replace(cfg, NOT_RECORDED)
     write_json(cfg.folder / "config.json", settings.to_record(saved))
     folds = [

@@ -22,8 +22,9 @@ FORMAT = "bone-segmentation 1"
 
 LAST, PREVIOUS, MANIFEST = "last.pt", "previous.pt", "manifest.json"
 
-KEPT = 3
-"""Digests in the manifest: of last.pt, previous.pt, and of the one that is being written."""
+KEPT = 100
+"""Digests in the manifest. Two are of last.pt and previous.pt; a write that is killed before its file has the name adds
+one of nothing, and many in a row must not push those two out."""
 
 
 def write_state(folder: Path, state: dict[str, Any]) -> None:

@@ -69,6 +69,9 @@ def test_nothing_there(tmp_path: Path) -> None:
         newest_state(tmp_path)
 
 
+os_replace = os.replace
+
+
 class Killed(BaseException):
     """kill -9 in the middle of a write: nothing after it happens."""
 
@@ -109,6 +112,22 @@ def test_killed_between_the_two_renames(folder: Path, monkeypatch: pytest.Monkey
             write_state(folder, state(4))
     assert not (folder / LAST).exists()
     assert step_of(newest_state(folder)[0]) == 3
+
+
+def test_many_killed_writes_in_a_row_lose_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(*args: Any) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", killed)
+        patch.setattr(run_state.os, "replace", lambda source, target: killed() if Path(target).name == PREVIOUS else (
+            os_replace(source, target)
+        ))
+        for step in range(4, 24):
+            with pytest.raises(Killed):
+                write_state(folder, state(step))
+    assert step_of(newest_state(folder)[0]) == 3
+    assert step_of(read_state(folder / PREVIOUS)) == 2
 
 
 def test_without_its_manifest_a_file_is_taken_by_its_own_checksums(folder: Path) -> None:
