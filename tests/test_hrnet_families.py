@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -21,7 +22,6 @@ from engine.names import resolve
 from model import model_fcn, model_hrnet, model_hrnet_ocr, model_swinunetr
 from model.cost import parameters
 from model.describe import agrees, count_published
-from model.hrnet_trunk import timm
 from model.model_hrnet_ocr import regions
 from model.network import Network, build
 
