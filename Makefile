@@ -15,11 +15,14 @@ demo: setup      ## Phantom data, training, inference, CSV, Dice table and a pic
 smoke: setup     ## The same path in a minute
 	$(BIN)/python run_exp.py --preset smoke --overwrite
 
+# Files side by side, one thread each: 6.5 minutes on two cores, against 12 one after the other.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile
+
 test: setup      ## The test suite (under 10 minutes on two cores)
-	$(BIN)/python -m pytest -m "not full and not gpu"
+	$(PYTEST) -m "not full and not gpu"
 
 test-full: setup ## All tests, the whole demo included
-	$(BIN)/python -m pytest -m "not gpu"
+	$(PYTEST) -m "not gpu"
 
 test-gpu: setup  ## The tests that need a GPU
 	$(BIN)/python -m pytest -m gpu -rs

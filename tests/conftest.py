@@ -11,7 +11,8 @@ from dataset.phantom import write_phantom_set  # before any test imports torch: 
 
 @pytest.fixture(scope="session")
 def phantom_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny data set: 6 training and 2 test subjects, two hands each, 128 px. Read it, don't change it."""
+    """A tiny data set: 6 training and 2 test subjects, two hands each, 128 px. Read it, don't change it;
+    runs leave a folder `cache` in it, which copies should leave out."""
     root = tmp_path_factory.mktemp("phantom") / "set"
     write_phantom_set(root, train_subjects=6, test_subjects=2, size=128, seed=3)
     return root

@@ -301,8 +301,8 @@ def test_gpu_rows_can_be_measured(records: list[Record], monkeypatch: pytest.Mon
     assert all(0 <= row.ours[0] <= 100 for row in rows if row.unit == "%")
 
 
-def test_the_product_never_imports_what_only_the_benchmarks_need() -> None:
-    peer = re.compile(r"^\s*(import|from) (monai|benchmarks)\b", re.MULTILINE)
+def test_the_product_never_imports_the_benchmarks() -> None:
+    peer = re.compile(r"^\s*(import|from) benchmarks\b", re.MULTILINE)
     product = [*ROOT.glob("*.py"), *(p for part in PRODUCT for p in (ROOT / part).rglob("*.py"))]
     assert len(product) > 20
     assert not [path for path in product if peer.search(path.read_text("utf-8"))]

@@ -34,7 +34,7 @@ from engine.files import FileProblem
 @pytest.fixture
 def root(phantom_root: Path, tmp_path: Path) -> Path:
     root = tmp_path / "set"
-    shutil.copytree(phantom_root, root)
+    shutil.copytree(phantom_root, root, ignore=shutil.ignore_patterns("cache"))
     return root
 
 

@@ -23,7 +23,7 @@ from dataset.check import Fault, Verdict, check_data, table, write_bad_files
 def root(phantom_root: Path, tmp_path: Path) -> Path:
     """The phantom set, to be changed at will."""
     copy = tmp_path / "set"
-    shutil.copytree(phantom_root, copy)
+    shutil.copytree(phantom_root, copy, ignore=shutil.ignore_patterns("cache"))
     return copy
 
 

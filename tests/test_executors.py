@@ -53,7 +53,7 @@ COMBINATIONS = [
 def data(phantom_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The phantoms with a JPEG tree beside them."""
     root = tmp_path_factory.mktemp("executors") / "set"
-    shutil.copytree(phantom_root, root)
+    shutil.copytree(phantom_root, root, ignore=shutil.ignore_patterns("cache"))
     write_tree(root, root / "jpeg", 95, None, 1, False)
     return root
 

@@ -87,7 +87,7 @@ def predicted(phantom_root: Path, tmp_path_factory: pytest.TempPathFactory) -> d
 @pytest.fixture
 def root(phantom_root: Path, tmp_path: Path) -> Path:
     root = tmp_path / "set"
-    shutil.copytree(phantom_root, root)
+    shutil.copytree(phantom_root, root, ignore=shutil.ignore_patterns("cache"))
     return root
 
 

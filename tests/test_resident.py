@@ -96,7 +96,7 @@ def test_two_words_of_classes(phantom_root: Path) -> None:
 def test_more_than_256_codes(phantom_root: Path, tmp_path: Path) -> None:
     """Ten half planes and stripes cut an image into hundreds of combinations; other images of the batch stay narrow."""
     root = tmp_path / "set"
-    shutil.copytree(phantom_root, root)
+    shutil.copytree(phantom_root, root, ignore=shutil.ignore_patterns("cache"))
     bad = select(cfg := settings_of(root, augment="light", **QUIET), switches_of(cfg))[0][2]
     assert bad.label is not None
     entries = []
@@ -208,7 +208,7 @@ def test_resuming_and_abandoned_epochs(phantom_root: Path) -> None:
 
 def test_files_are_read_once(phantom_root: Path, tmp_path: Path) -> None:
     root = tmp_path / "set"
-    shutil.copytree(phantom_root, root)
+    shutil.copytree(phantom_root, root, ignore=shutil.ignore_patterns("cache"))
     cfg = settings_of(root, "_sliding", window_mode="balanced", augment="heavy", **MIXERS)
     expected = batches_of(cfg)
     loader = loader_of(cfg)
@@ -273,7 +273,7 @@ def test_closing_frees_the_memory(phantom_root: Path) -> None:
 @pytest.fixture
 def spoilt(phantom_root: Path, tmp_path: Path) -> Path:
     root = tmp_path / "spoilt"
-    shutil.copytree(phantom_root, root)
+    shutil.copytree(phantom_root, root, ignore=shutil.ignore_patterns("cache"))
     return root
 
 

@@ -78,8 +78,8 @@ def test_nnunet_variants_follow_the_plan(variant: str, count: int, blocks: list[
 def test_nnunet_supervises_all_scales_but_the_coarsest() -> None:
     network = network_of("model.model_nnunet", base_channels=2, deep_supervision=True).train()
     logits = network(torch.rand(1, 1, 128, 256))
-    assert [tuple(part.shape[-2:]) for part in logits] == [(128 >> i, 256 >> i) for i in range(6)]
-    assert len(network.body.decoder.stages) == 7
+    assert [tuple(part.shape[-2:]) for part in logits] == [(128 >> i, 256 >> i) for i in range(7)]
+    assert len(network.body.decoder.stages) == 8
     assert isinstance(network.eval()(torch.rand(1, 1, 128, 256)), Tensor)
 
 
