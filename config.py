@@ -477,6 +477,10 @@ class Inference:
     """Also write a picture with the outlines of all bones for each image."""
 
 
+BEST = "best.safetensors"
+"""The best weights in an experiment's folder."""
+
+
 @dataclass(frozen=True)
 class Config:
     """Settings of one run; field names are unique over all sections."""

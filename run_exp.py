@@ -15,17 +15,16 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 import config
-from config import Config, ConfigProblem
+from config import BEST, Config, ConfigProblem
 from engine import background, flags, launch, settings
 from engine.files import write_json
 from engine.names import all_names, resolve
+from engine.notify import check_url
 from inference.settings import full_names
 
 if TYPE_CHECKING:
     from dataset.readers import Record
     from train import Trainer
-
-BEST = "best.safetensors"
 
 OF_A_START = {
     *("exp_name", "output_dir", "resume", "overwrite", "force_resume", "gpus", "max_hours", "eval_only", "profile"),
@@ -100,6 +99,7 @@ def _command(argv: list[str], parsed: flags.Parsed[Commands], commands: Commands
             settings.check(parsed.cfg)  # says that they contradict each other
         parsed = _resumed(argv, parsed)
     settings.check(parsed.cfg)
+    check_url(parsed.cfg.run.notify)
     cfg = settings.shortened(full_names(parsed.cfg))
     if commands.print_config:
         print(flags.describe(cfg, parsed.sources), flush=True)
@@ -245,14 +245,13 @@ def _build_trainer(cfg: Config, records: list[Record] | None = None) -> Trainer:
 
 def _run(argv: list[str], cfg: Config, check: bool) -> int:
     """Prepare and check the data, then train and predict; tells `notify` how it went."""
-    from engine.notify import check_url, notify
+    from engine.notify import notify
 
     _check_folder(cfg)
     if launch.inside():
         return _train(cfg)
     from dataset.prepare import may_train, prepare_data
 
-    check_url(cfg.run.notify)
     prepare_data(cfg)
     if check and not may_train(_first_fold(cfg)):
         return 1
@@ -260,7 +259,7 @@ def _run(argv: list[str], cfg: Config, check: bool) -> int:
     ending, code = "failed", 1
     try:
         code = _run_folds(argv, cfg) if cfg.data.fold == "all" else _start(argv, cfg)
-        ending = ENDINGS[code]
+        ending = ENDINGS.get(code, f"failed with exit code {code}")
     except BaseException as error:
         ending = f"failed: {error or type(error).__name__}"
         raise

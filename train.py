@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from config import Config
+from config import BEST, Config
 from dataset.batches import Batch, Loader
 from dataset.order import Shard
 from dataset.readers import Record
@@ -41,7 +41,7 @@ from inference.predictor import half_type
 from inference.validation import Validation
 from model.checkpoint import save_weights
 from model.init_weights import init_from
-from model.kept import BEST, Kept
+from model.kept import Kept
 from model.losses import build_loss
 from model.network import build
 

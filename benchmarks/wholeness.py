@@ -11,11 +11,11 @@ from typing import Any
 import cv2
 import torch
 
+from config import BEST
 from engine.files import FileProblem
 from engine.run_state import LAST, read_state
 from inference.folds import VAL_DICE
 from model.checkpoint import read_checkpoint
-from model.kept import BEST
 
 TIMINGS = ("seconds", "samples_per_second", "waiting", "gpu_gib")
 """Columns of metrics.csv that differ from run to run."""

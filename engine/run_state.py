@@ -85,11 +85,7 @@ def read_state(path: Path) -> dict[str, Any]:
             f"with --overwrite."
         )
     try:
-        if zipfile.is_zipfile(path):  # torch itself doesn't look at the checksums that it writes
-            with zipfile.ZipFile(path) as archive:
-                if part := archive.testzip():
-                    raise zipfile.BadZipFile(f"checksum of {part}")
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = load_pickle(path)
     except pickle.UnpicklingError:
         raise FileProblem(
             f"{path} is damaged, or a pickle of code, which is never run: give the last.pt of an experiment."
@@ -102,6 +98,20 @@ def read_state(path: Path) -> dict[str, Any]:
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise FileProblem(f"{path} is no training state of this framework: give the last.pt of an experiment.")
     return state
+
+
+def load_pickle(path: Path) -> Any:
+    """What torch.save wrote: tensors and plain values, on the CPU.
+
+    Raises:
+        pickle.UnpicklingError: it holds code, or is damaged.
+        Exception: of any other kind where it is damaged.
+    """
+    if zipfile.is_zipfile(path):  # torch itself doesn't look at the checksums that it writes
+        with zipfile.ZipFile(path) as archive:
+            if part := archive.testzip():
+                raise zipfile.BadZipFile(f"checksum of {part}")
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -64,7 +64,7 @@ def _command(argv: list[str], asked: Config, style: str) -> int:
 def weights_file(asked: Config) -> Path:
     """The file that `checkpoint` names, else the experiment's best weights."""
     chosen = asked.inference.checkpoint
-    return Path(chosen) if chosen else asked.folder / "best.safetensors"
+    return Path(chosen) if chosen else asked.folder / config.BEST
 
 
 def check_settings(cfg: Config, base: Config, checkpoint: Trained) -> Config:

@@ -21,9 +21,8 @@ from torch import Tensor, nn
 from config import Config, ConfigProblem
 from engine import settings
 from engine.files import FileProblem, atomic_path
+from engine.run_state import FORMAT as FORMAT
 from model.network import Network, build
-
-FORMAT = "bone-segmentation 1"
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ under which most tensors fit by name and shape. `_` and `.` count as the same: t
 from __future__ import annotations
 
 import pickle
-import zipfile
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +25,7 @@ from torch.serialization import safe_globals
 from config import Config, ConfigProblem
 from engine import settings
 from engine.files import FileProblem
+from engine.run_state import load_pickle
 from model.checkpoint import FORMAT, read_checkpoint
 from model.network import Network, build
 
@@ -265,12 +265,8 @@ def _safetensors(path: Path) -> tuple[Config | None, Mapping[str, Any]]:
 def _unpickled(path: Path) -> tuple[Config | None, Mapping[str, Any]]:
     """Settings, where the file is a training state of ours, and all that it holds."""
     try:
-        if zipfile.is_zipfile(path):  # torch itself doesn't look at the checksums that it writes
-            with zipfile.ZipFile(path) as archive:
-                if part := archive.testzip():
-                    raise zipfile.BadZipFile(f"checksum of {part}")
         with safe_globals(NUMPY):
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = load_pickle(path)
     except pickle.UnpicklingError:
         raise FileProblem(
             f"{path} is damaged, or a pickle of code, which is never run: save the network's state_dict() instead."

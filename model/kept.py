@@ -11,13 +11,11 @@ from pathlib import Path
 
 from torch import Tensor
 
-from config import Config
+from config import BEST, Config
 from engine.files import write_text
 from model.checkpoint import save_weights
 
-BEST = "best.safetensors"
 INDEX = "kept.csv"
-
 
 NOT_VALIDATED = -1.0
 """In place of an epoch's Dice."""
