@@ -13,6 +13,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from config import suggest
+from dataset.readers import Record
 from dataset.runs import Runs
 from engine.bits import n_words
 from engine.files import FileProblem
@@ -25,6 +26,12 @@ Shapes = Polygons | Runs
 
 FARTHEST = 1e6
 """Coordinates beyond are no pixels; OpenCV's fixed-point arithmetic would wrap them around."""
+
+
+def read_label(record: Record, classes: Sequence[str], height: int, width: int) -> NDArray[np.int32]:
+    """Packed label of a record at the image's own size, (words, H, W) int32: the truth, so never a predicted one."""
+    assert record.label is not None and record.pseudo is None
+    return rasterise(read_polygons(record.label, classes), classes, height, width, str(record.label))
 
 
 def read_polygons(path: Path, classes: Sequence[str]) -> dict[str, list[NDArray[np.int32]]]:

@@ -83,9 +83,9 @@ def read_runs(record: Record, classes: Sequence[str]) -> Runs:
     if record.pseudo.rows:
         runs = _read_rows(record, record.label, record.pseudo.rows, classes, shape[0] * shape[1])
     elif record.label.is_dir():
-        runs = _read_masks(record.label, classes, shape)
+        runs = read_masks(record.label, classes, shape)
     else:
-        runs = _read_packed(record.label, classes, shape)
+        runs = read_packed(record.label, classes, shape)
     return Runs(runs, *shape)
 
 
@@ -155,7 +155,7 @@ def check_masks(label: Path, classes: Sequence[str], image: Path) -> None:
             (_, *found), _, _ = np.lib.format.read_array_header_1_0(member)
             names = _names(file)
     except DAMAGES as error:
-        raise _damaged(label, error) from None
+        raise damaged(label, error) from None
     check_names(names, classes, str(label))
     _check_size(label, tuple(found), shape)
 
@@ -168,7 +168,7 @@ def _names(file: np.lib.npyio.NpzFile) -> list[str]:
     return [str(name) for name in json.loads(str(file["classes"]))]
 
 
-def _damaged(path: Path, error: BaseException) -> FileProblem:
+def damaged(path: Path, error: BaseException) -> FileProblem:
     return FileProblem(
         f"{path} holds no packed masks ({str(error) or type(error).__name__}): write it again with --save_masks packed."
     )
@@ -182,7 +182,7 @@ def _check_size(path: Path, found: tuple[int, ...], shape: tuple[int, int]) -> N
         )
 
 
-def _read_masks(folder: Path, classes: Sequence[str], shape: tuple[int, int]) -> dict[str, NDArray[np.int64]]:
+def read_masks(folder: Path, classes: Sequence[str], shape: tuple[int, int]) -> dict[str, NDArray[np.int64]]:
     """From one PNG per class."""
     bits = np.zeros((n_words(len(classes)), *shape), np.uint32)
     for k, name in enumerate(classes):
@@ -196,14 +196,14 @@ def _read_masks(folder: Path, classes: Sequence[str], shape: tuple[int, int]) ->
     return dict(zip(classes, runs_of_bits(bits.view(np.int32), len(classes)), strict=True))
 
 
-def _read_packed(path: Path, classes: Sequence[str], shape: tuple[int, int]) -> dict[str, NDArray[np.int64]]:
+def read_packed(path: Path, classes: Sequence[str], shape: tuple[int, int]) -> dict[str, NDArray[np.int64]]:
     """From packed words."""
     try:
         with np.load(path, allow_pickle=False) as file:
             bits, names = file["bits"], _names(file)
         runs = runs_of_bits(bits, len(names))
     except DAMAGES as error:
-        raise _damaged(path, error) from None
+        raise damaged(path, error) from None
     check_names(names, classes, str(path))
     _check_size(path, bits.shape[1:], shape)
     return dict(zip(names, runs, strict=True))

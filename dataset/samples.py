@@ -37,12 +37,6 @@ class Unfit(FileProblem):
     """A good file that an executor can't take: never skipped, as the other executors would train on it."""
 
 
-def read_label(record: Record, classes: Sequence[str], height: int, width: int) -> Bits:
-    """Packed label of a record at the image's own size, (words, H, W) int32: the truth, so never a predicted one."""
-    assert record.label is not None and record.pseudo is None
-    return rasterise(read_polygons(record.label, classes), classes, height, width, str(record.label))
-
-
 def read_shapes(record: Record, classes: Sequence[str]) -> Shapes:
     """What the label of a record shows, drawn by people or predicted.
 

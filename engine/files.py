@@ -6,6 +6,7 @@ import errno
 import fcntl
 import json
 import os
+import shutil
 import sys
 import tempfile
 import threading
@@ -99,6 +100,16 @@ def _umask() -> int:
         mask = os.umask(0)
         os.umask(mask)
     return mask
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files and folders of writes that were killed: each can be as large as a checkpoint."""
+    for path in (folder, *folder.rglob("*/")):
+        for leftover in path.glob(".*.part"):
+            if leftover.is_dir():
+                shutil.rmtree(leftover, ignore_errors=True)
+            else:
+                leftover.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import pickle
-import shutil
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -112,16 +111,6 @@ def load_pickle(path: Path) -> Any:
             if part := archive.testzip():
                 raise zipfile.BadZipFile(f"checksum of {part}")
     return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Remove the temporary files and folders of writes that were killed: each can be as large as a checkpoint."""
-    for path in (folder, *folder.rglob("*/")):
-        for leftover in path.glob(".*.part"):
-            if leftover.is_dir():
-                shutil.rmtree(leftover, ignore_errors=True)
-            else:
-                leftover.unlink(missing_ok=True)
 
 
 def _known(folder: Path) -> list[str]:

@@ -25,9 +25,9 @@ from dataset.batches import Batch, Loader
 from dataset.clahe import Clahe
 from dataset.images import read_image
 from dataset.jpeg_tree import write_tree
+from dataset.labels import read_label
 from dataset.order import ALONE, Shard
 from dataset.readers import Record, read_competition
-from dataset.samples import read_label
 from dataset.selection import select
 from dataset.switches import SWITCHES, read_switches, switches_of
 from engine import settings

@@ -25,11 +25,11 @@ from config import HAND_BONES, Config, ConfigProblem
 from dataset.batches import Batch, Loader
 from dataset.images import image_shape
 from dataset.jpeg_tree import write_tree
-from dataset.labels import class_boxes, rasterise
+from dataset.labels import class_boxes, rasterise, read_label
 from dataset.pseudo import pseudo_images, pseudo_records
 from dataset.readers import Pseudo, Record, read_competition
 from dataset.runs import Runs
-from dataset.samples import read_label, read_shapes
+from dataset.samples import read_shapes
 from dataset.selection import select
 from dataset.switches import switches_of
 from engine import settings

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from engine import run_state
-from engine.files import FileProblem
-from engine.run_state import FORMAT, LAST, MANIFEST, PREVIOUS, newest_state, read_state, remove_leftovers, write_state
+from engine.files import FileProblem, remove_leftovers
+from engine.run_state import FORMAT, LAST, MANIFEST, PREVIOUS, newest_state, read_state, write_state
 
 
 def state(step: int) -> dict[str, Any]:
