@@ -87,6 +87,17 @@ def parse_runs(rle: str, n_pixels: int | None = None) -> NDArray[np.int64]:
     raise ValueError(f"RLE holds the run {run!r}, but runs must end at the last pixel, {last}, or before.")
 
 
+def runs_to_text(runs: NDArray[np.int64]) -> str:
+    """The text of one class from its runs, int64 (R, 2) as `parse_runs` gives them; the same pixels, run by run.
+
+    The runs are not checked: they must be sorted, disjoint and not empty, and text is as `encode_bits` writes it only
+    where none touch.
+    """
+    last = int(runs[-1, 1]) if len(runs) else 0
+    text, _ = _text(np.ascontiguousarray(runs).reshape(-1), np.array([0, runs.size]), len(str(last)))
+    return text.tobytes().decode("ascii")
+
+
 def decode_rle(rle: str, height: int, width: int) -> NDArray[np.bool_]:
     """The mask of one text as bool (height, width); strict, see `parse_runs` for its errors."""
     mask = np.zeros(height * width, np.uint8)
@@ -178,8 +189,11 @@ def _boundaries(words: NDArray[np.uint32]) -> tuple[NDArray[np.int64], NDArray[n
     offsets = np.zeros(33, np.int64)
     for c in range(count):
         flip = flips[c]
-        for k in range(32):
-            offsets[k + 1] += (flip >> k) & 1
+        k = 0
+        while flip:
+            offsets[k + 1] += flip & 1
+            flip >>= 1
+            k += 1
     for k in range(32):
         offsets[k + 1] += offsets[k]
     ends = np.empty(offsets[32], np.int64)

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import csv
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import zip_longest
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
-from typing import TextIO
+from typing import NamedTuple, TextIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,14 +48,7 @@ class SubmissionWriter:
         self._written = 0
         self._stack = ExitStack()
         self._file: TextIO | None = None
-        _check_names(self._path, "image", self._names)
-        _check_names(self._path, "class", self._classes)
-        for name in self._names:
-            if "/" in name or "\\" in name:
-                raise FileProblem(
-                    f"{self._path}: image_name {name!r} is a path, but the leaderboard wants base names: "
-                    "pass the name of the file only."
-                )
+        check_names(self._path, self._names, self._classes)
 
     def __enter__(self) -> SubmissionWriter:
         with ExitStack() as stack:
@@ -79,21 +72,23 @@ class SubmissionWriter:
             FileProblem: not the next image of `names`, or the text does not decode to the very same masks.
             ValueError: `bits` has another dtype or shape, or a bit above the last class is set.
         """
+        self.write_rles(name, checked_rles(self._path, name, bits, len(self._classes)))
+
+    def write_rles(self, name: str, rles: Sequence[str]) -> None:
+        """Write the rows of one image from run-length texts, in the order of the classes; they are not parsed here.
+
+        Raises:
+            FileProblem: not the next image of `names`.
+            ValueError: not one text a class.
+        """
         if self._file is None:
-            raise RuntimeError("SubmissionWriter.write works inside `with SubmissionWriter(...) as writer:` only.")
+            raise RuntimeError("SubmissionWriter writes inside `with SubmissionWriter(...) as writer:` only.")
         if self._names[self._written : self._written + 1] != (name,):
             done = self._written == len(self._names)
             expected = "the end" if done else repr(self._names[self._written])
             raise FileProblem(
                 f"{self._path}: image {name!r} came where {expected} was expected: write every image "
                 "once, in the order of the names given."
-            )
-        rles = encode_bits(bits, len(self._classes))
-        # A round trip costs 4 ms an image of 2048; a wrong mask in an upload shows in nothing but a lower score.
-        if not np.array_equal(decode_bits(rles, *bits.shape[1:]), bits):
-            raise FileProblem(
-                f"{self._path}: the RLE of image {name!r} does not decode to its masks, which is a bug of "
-                "the encoder: report it and do not upload."
             )
         csv.writer(self._file, lineterminator="\n").writerows(
             (name, label, rle) for label, rle in zip(self._classes, rles, strict=True)
@@ -111,29 +106,54 @@ class SubmissionWriter:
             )
 
 
+def checked_rles(path: Path, name: str, bits: NDArray[np.int32], n_classes: int) -> list[str]:
+    """Run-length texts of an image, which decode to the very same masks.
+
+    Raises:
+        FileProblem: they don't.
+        ValueError: as `encode_bits`.
+    """
+    rles = encode_bits(bits, n_classes)
+    # A round trip costs 4 ms an image of 2048; a wrong mask in an upload shows in nothing but a lower score.
+    if not np.array_equal(decode_bits(rles, *bits.shape[1:]), bits):
+        raise FileProblem(
+            f"{path}: the RLE of image {name!r} does not decode to its masks, which is a bug of the encoder: report it "
+            "and do not upload."
+        )
+    return rles
+
+
+class Place(NamedTuple):
+    """Where a row begins: its line (1 is the header), and the byte of the file."""
+
+    line: int
+    offset: int
+
+
+_TOP = Place(1, 0)
+
+
 @dataclass(frozen=True, slots=True)
 class SubmissionImage:
-    """The rows of one image. `rles` maps class to run-length text in the file's order; `line` is its first row's."""
+    """The rows of one image. `rles` maps class to run-length text in the file's order; `place` is its first row's."""
 
     name: str
     rles: dict[str, str]
-    line: int
+    place: Place
+
+    @property
+    def line(self) -> int:
+        """Of its first row."""
+        return self.place.line
 
 
-@dataclass(frozen=True, slots=True)
-class SubmissionCounts:
-    """What a checked submission holds: images, rows (images times classes), rows without a mask, and runs."""
-
-    images: int
-    rows: int
-    empty: int
-    runs: int
-
-
-def read_submission(path: Path | str, classes: Sequence[str] | None = None) -> Iterator[SubmissionImage]:
+def read_submission(
+    path: Path | str, classes: Sequence[str] | None = None, start: Place = _TOP
+) -> Iterator[SubmissionImage]:
     """Stream the images of a submission, one in memory at a time; run-length texts are not parsed here.
 
-    Without `classes`, the first image's classes are every image's. The file is opened at the first `next()`.
+    Without `classes`, the first image's classes are every image's. With the `start` of an image that was read before,
+    that one is the first. The file is opened at the first `next()`.
 
     Raises:
         FileProblem: a file that cannot be read, is not UTF-8 or not CSV, another header, a row without three fields, a
@@ -147,7 +167,11 @@ def read_submission(path: Path | str, classes: Sequence[str] | None = None) -> I
         _check_names(path, "class", known)
     seen: set[str] = set()
     image: SubmissionImage | None = None
-    for line, name, label, rle in _rows(path):
+    for place, row in read_rows(path, start):
+        line = place.line
+        if len(row) != 3:
+            raise FileProblem(f"{path}, line {line}: " + fields_problem(row))
+        name, label, rle = row
         if image is None or name != image.name:
             if image is not None:
                 known = known or tuple(image.rles)
@@ -159,7 +183,7 @@ def read_submission(path: Path | str, classes: Sequence[str] | None = None) -> I
                     "follow each other: write the CSV again."
                 )
             seen.add(name)
-            image = SubmissionImage(name, {}, line)
+            image = SubmissionImage(name, {}, place)
         if label in image.rles:
             raise FileProblem(
                 f"{path}, line {line}: class {label!r} of image {name!r} is there twice, but must be "
@@ -173,75 +197,74 @@ def read_submission(path: Path | str, classes: Sequence[str] | None = None) -> I
         yield image
 
 
-def check_submission(
-    path: Path | str, sizes: Mapping[str, tuple[int, int]] | None, classes: Sequence[str]
-) -> SubmissionCounts:
-    """Check that a submission is complete, in order, and that all its runs are sorted, disjoint and inside the image.
+def parse_image(path: Path | str, image: SubmissionImage, n_pixels: int | None = None) -> dict[str, NDArray[np.int64]]:
+    """Class -> the runs of its text, int64 (R, 2) as `parse_runs` gives them, in the file's order.
 
     Args:
-        sizes: base name to (height, width) of every expected image, in the expected order; None where the images are
-            not at hand: then any images are accepted, and runs may end anywhere.
-        classes: the expected classes, in order.
+        path: the file that the image is from.
+        n_pixels: of the image; None where its size is unknown: then runs may end anywhere.
 
     Raises:
-        FileProblem: the first problem, with its line; also all of `read_submission`'s.
+        FileProblem: a text that `parse_runs` refuses; names file, line, image and class.
     """
-    path = Path(path)
-    images = empty = runs = 0
-    for image, expected in zip_longest(read_submission(path, classes), sizes if sizes is not None else ()):
-        if image is None:
-            raise FileProblem(
-                f"{path} ends before image {expected!r}, {images} of {len(sizes or ())} images are there: "
-                "write the missing ones."
-            )
-        if sizes is not None and image.name != expected:
-            wanted = "the end" if expected is None else repr(expected)
-            rule = "is out of order" if image.name in sizes else "is not an expected one"
-            raise FileProblem(
-                f"{path}, line {image.line}: image {image.name!r} {rule}, {wanted} should come here: "
-                "write the CSV from the list of images that it is for."
-            )
-        n_pixels = None if sizes is None else sizes[image.name][0] * sizes[image.name][1]
-        for line, (label, rle) in enumerate(image.rles.items(), image.line):
-            try:
-                found = len(parse_runs(rle, n_pixels))
-            except ValueError as error:
-                raise FileProblem(f"{path}, line {line}, image {image.name!r}, class {label!r}: {error}") from error
-            runs += found
-            empty += found == 0
-        images += 1
-    if images == 0:
-        raise FileProblem(f"{path} holds no images, only a header: write it again.")
-    return SubmissionCounts(images, images * len(classes), empty, runs)
+    runs: dict[str, NDArray[np.int64]] = {}
+    for line, (label, rle) in enumerate(image.rles.items(), image.line):
+        try:
+            runs[label] = parse_runs(rle, n_pixels)
+        except ValueError as error:
+            raise FileProblem(f"{path}, line {line}, image {image.name!r}, class {label!r}: {error}") from error
+    return runs
 
 
-def _rows(path: Path) -> Iterator[tuple[int, str, str, str]]:
-    """Line number (1 is the header) and the three fields of every row."""
+def read_rows(path: Path, start: Place = _TOP) -> Iterator[tuple[Place, list[str]]]:
+    """Place and fields of every row from `start` on, however many fields there are.
+
+    Raises:
+        FileProblem: a file that cannot be read, is not UTF-8 or not CSV, or another header.
+    """
     # The default of 128 KiB a field is too small for the RLE of a noisy mask. The limit is the whole process's: only
     # ever raise it.
     csv.field_size_limit(max(csv.field_size_limit(), min(sys.maxsize, 2**31 - 1)))
     try:
-        with open(path, encoding="utf-8", newline="") as file:
-            reader = csv.reader(file, strict=True)
-            header = next(reader, [])
-            if tuple(header) != HEADER:
-                raise FileProblem(
-                    f"{path}, line 1: the header is {','.join(header)[:80]!r}, but must be "
-                    f"{','.join(HEADER)!r}: write the CSV without an index and under these names."
-                )
-            for row in reader:
-                if len(row) != 3:
-                    raise FileProblem(
-                        f"{path}, line {reader.line_num}: the row has {len(row)} fields, but must have 3 "
-                        f"({', '.join(HEADER)}): write the CSV again."
-                    )
-                yield reader.line_num, row[0], row[1], row[2]
+        with open(path, "rb") as file:  # a text file doesn't say where in it a line begins
+            place = start
+            file.seek(place.offset)
+            if place == _TOP:
+                row, lines = _fields(file.readline(), file)
+                _check_header(path, row)
+                place = Place(place.line + lines, file.tell())
+            for raw in file:
+                row, lines = _fields(raw, file)
+                yield place, row
+                place = Place(place.line + lines, file.tell())
     except OSError as error:
         raise FileProblem(f"{path} cannot be read ({error.strerror}): give the path of a submission CSV.") from error
     except UnicodeDecodeError as error:
         raise FileProblem(f"{path} is not UTF-8 text: it must be a CSV, not a spreadsheet or an archive.") from error
     except csv.Error as error:
-        raise FileProblem(f"{path}, line {reader.line_num}: {error}, so this is not CSV: write it again.") from error
+        raise FileProblem(f"{path}, line {place.line}: {error}, so this is not CSV: write it again.") from error
+
+
+def _fields(line: bytes, more: Iterator[bytes]) -> tuple[list[str], int]:
+    """Fields of the row that begins with `line` and may go on in `more`, and how many lines it takes."""
+    if b'"' not in line:  # nearly every one: a tenth of the time of reading it as CSV
+        text = line.decode("utf-8").rstrip("\r\n")
+        return text.split(",") if text else [], 1
+    reader = csv.reader((part.decode("utf-8") for part in chain([line], more)), strict=True)
+    return next(reader), reader.line_num
+
+
+def _check_header(path: Path, header: Sequence[str]) -> None:
+    if tuple(header) != HEADER:
+        raise FileProblem(
+            f"{path}, line 1: the header is {','.join(header)[:80]!r}, but must be {','.join(HEADER)!r}: write the CSV "
+            "without an index and under these names."
+        )
+
+
+def fields_problem(row: Sequence[str]) -> str:
+    """The sentence for a row that has not three fields."""
+    return f"the row has {len(row)} fields, but must have 3 ({', '.join(HEADER)}): write the CSV again."
 
 
 def _class_problem(name: str, label: str, known: Sequence[str], place: int) -> str:
@@ -264,6 +287,18 @@ def _check_ended(path: Path, image: SubmissionImage, known: Sequence[str], line:
             f"{path}, line {line}: image {image.name!r} ends after {len(image.rles)} of {len(known)} "
             f"classes, {known[len(image.rles)]!r} is missing: write every class once, in order."
         )
+
+
+def check_names(path: Path, names: Sequence[str], classes: Sequence[str]) -> None:
+    """Raise FileProblem where a submission can't tell images or classes apart, or their names can't be written."""
+    _check_names(path, "image", names)
+    _check_names(path, "class", classes)
+    for name in names:
+        if "/" in name or "\\" in name:
+            raise FileProblem(
+                f"{path}: image_name {name!r} is a path, but the leaderboard wants base names: pass the name of the "
+                "file only."
+            )
 
 
 def _check_names(path: Path, what: str, names: Sequence[str]) -> None:

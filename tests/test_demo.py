@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from config import HAND_BONES
-from inference.submission import check_submission
+from inference.csv_check import Rules, check_submission
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -37,8 +37,8 @@ def test_demo_learns_far_more_than_the_mean_hand(tmp_path: Path) -> None:
     mean_mask = number(r"mean training mask.*Dice ([\d.]+)", output)
     assert dice >= 0.75
     assert dice >= mean_mask + 0.3
-    counts = check_submission(tmp_path / "runs/demo/inference/test/submission.csv", None, HAND_BONES)
-    assert counts.rows == counts.images * 29
+    counts = check_submission(tmp_path / "runs/demo/inference/test/submission.csv", Rules(HAND_BONES))
+    assert not counts.faults and counts.rows == counts.images * 29
 
 
 @pytest.mark.full
