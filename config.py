@@ -33,6 +33,28 @@ def also(*names: str) -> Any:
     return tyro.conf.arg(aliases=tuple(f"--{name}" for name in names))
 
 
+def _read_json(words: list[str]) -> Any:
+    text = words[0]
+    try:
+        return json.loads(Path(text[1:]).read_text(encoding="utf-8") if text.startswith("@") else text)
+    except OSError as error:
+        raise ValueError(f"{text[1:]} cannot be read ({error.strerror}): give JSON, or @ and a JSON file.") from None
+
+
+def _as_json(value: Any) -> list[str]:
+    return [value if isinstance(value, str) else json.dumps(value, default=dataclasses.asdict)]
+
+
+AS_JSON = tyro.constructors.PrimitiveConstructorSpec(
+    nargs=1,
+    metavar="JSON|@FILE",
+    instance_from_str=_read_json,
+    is_instance=lambda value: isinstance(value, (dict, list, tuple)),
+    str_from_instance=_as_json,
+)
+"""A flag whose value is JSON, or @ and the name of a JSON file; engine/settings.py turns it into the field's type."""
+
+
 @dataclass(frozen=True)
 class Run:
     exp_name: str = "baseline"
@@ -455,11 +477,18 @@ class Train:
 @dataclass(frozen=True)
 class Inference:
     inference_file: str = "inference.inference_sliding"
-    """Style: inference.inference takes the whole image, inference.inference_sliding blends windows."""
+    """Style: inference.inference takes the whole image, _sliding blends windows, _mixed both, _tta adds views to
+    windows (_tta_whole to the whole image), _ensemble takes `ensemble_models`, _kfold the folds of an experiment."""
     checkpoint: str = ""
     """Weights for the inference commands; empty takes best.safetensors of the experiment."""
     threshold: float = 0.5
     """Probability above which a pixel belongs to a class."""
+    optimal_thresholds: Annotated[dict[str, float], AS_JSON] = field(default_factory=dict)
+    """Thresholds of single classes, {"Pisiform": 0.4}; all others have `threshold`."""
+    use_optimal_threshold: bool = False
+    """Take the thresholds and the post-processing that inference/optimize.py has fitted for these weights."""
+    blend: Literal["logits", "probs"] = "logits"
+    """What overlapping windows and the views of test-time augmentation are averaged in."""
     metrics: tuple[str, ...] = ()
     """Further scores beside Dice: iou, precision, recall, accuracy, hausdorff, hausdorff95, surface_dice, confusion; or
     all."""
@@ -467,14 +496,79 @@ class Inference:
     """Distance, px of the image, within which surface_dice takes two outlines for the same."""
     resize_to: int = 0
     """Long side, px, for inference instead of image_size; 0 keeps image_size. Masks come back at each image's size."""
+    full_size: bool = False
+    """Take every image at its own size at inference, without resizing."""
+    mixed_size: int = 0
+    """Long side, px, of the reduced whole image that inference.inference_mixed blends with windows; 0 takes
+    window_size."""
+    mixed_share: float = 0.3
+    """Weight of that whole image in the blend."""
+    tta_mode: Literal["none", "flip", "flip_rotate", "full"] = "none"
+    """Views whose predictions are averaged: flip is the image and its mirror image; flip_rotate all flips and rotations
+    by 90 degrees; full these, tta_scales and tta_intensities. --use_tta is short for flip."""
+    tta_scales: tuple[float, ...] = (0.9, 1.1)
+    """Sizes of the further views of tta_mode full, relative to the image's."""
+    tta_intensities: tuple[float, ...] = (0.9, 1.1)
+    """Factors on the grey values of the further views of tta_mode full."""
+    n_tta: int = 0
+    """Take only so many views, the plain one first; 0 takes all."""
+    tta_unseen: Literal["error", "skip", "allow"] = "error"
+    """What happens with views that training never showed to the network: an error, left out, or used all the same."""
+    split: Literal["test", "val"] = "test"
+    """Images of data_root that the inference commands predict: the test split, or those that the weights were validated
+    on (of several folds, each by the fold that has not seen them)."""
     input: str = ""
-    """Image file or folder to predict; empty takes the test split of data_root."""
+    """Image file or folder to predict; empty takes the split of data_root."""
     output: str = ""
     """Folder for the results; empty takes a new one inside the experiment's."""
+    shard: str = ""
+    """Predict one of several parts of the images, such as 2/4, into the same --output; whoever ends last merges all."""
     save_masks: Literal["none", "class", "packed"] = "none"
     """Also write masks: one PNG per class, or one .npz of packed words per image. The bare flag means class."""
     save_overlay: bool = False
     """Also write a picture with the outlines of all bones for each image."""
+    save_probs: bool = False
+    """Also write the probabilities, as bytes inside each bone's box: what inference/optimize.py fits on."""
+    post_process: tuple[str, ...] = ()
+    """Steps on the masks in this order: min_area=50 (or min_area=50,Pisiform=20), largest, fill_holes, open=2, close=2,
+    hysteresis=0.3, one_bone (lists missing and split bones), convex, smooth=3."""
+
+
+@dataclass(frozen=True)
+class EnsembleMember:
+    """One network of an ensemble, or all folds of one experiment."""
+
+    path: str
+    """Weights (.safetensors or .onnx), or an experiment's folder."""
+    weight: float = 1.0
+    """In the vote, relative to the other members'."""
+    class_weights: dict[str, float] = field(default_factory=dict)
+    """Weights of single classes, {"Pisiform": 2}; all others have `weight`."""
+    inference_file: str = ""
+    """Style of this member; empty takes its own."""
+    dataset_file: str = ""
+    """Loader whose preparation (_clahe, _crop, _flip) this member sees; empty takes its own."""
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    ensemble_models: Annotated[tuple[EnsembleMember, ...], AS_JSON] = ()
+    """Members for inference.inference_ensemble: [{"path": "checkpoints/A", "weight": 2}, …], each with path, weight,
+    class_weights, inference_file and dataset_file. Sizes and architectures may differ."""
+    vote: Literal["soft", "hard", "logit"] = "soft"
+    """Members' weighted mean of probabilities (the counterpart for masks of weighted boxes fusion), of masks (each with
+    its own threshold), or of logits."""
+    vote_threshold: float = 0.0
+    """vote hard: share of the members' weight that a pixel needs, 0.6 for 3 of 5; 0 is more than half."""
+    ensemble_use_optimization: bool = False
+    """Take the weights, thresholds and post-processing that inference/optimize.py has fitted for these members."""
+    ensemble_weight_method: Literal["equal", "global", "class", "best"] = "class"
+    """Weights that optimize.py fits: none, one a member, one a member and class, or the best member of each class."""
+    ensemble_optim_metric: Literal["soft_dice", "dice"] = "dice"
+    """What it fits them by: Dice of the probabilities, or of the masks at 0.5."""
+    force_optimal: tuple[str, ...] = ()
+    """What optimize.py shall use though it is no better than its noise: members, weights, threshold, class_thresholds,
+    post_process."""
 
 
 BEST = "best.safetensors"
@@ -494,6 +588,7 @@ class Config:
     loss: Loss = field(default_factory=Loss)
     train: Train = field(default_factory=Train)
     inference: Inference = field(default_factory=Inference)
+    ensemble: Ensemble = field(default_factory=Ensemble)
 
     @property
     def folder(self) -> Path:
@@ -573,7 +668,11 @@ VALUE_ALIASES: dict[str, dict[str, str]] = {
     "wandb": {"1": "online", "0": "off"},
 }
 """Field -> short spelling -> value."""
-SHORT_FLAGS: dict[str, tuple[str, str]] = {"cpu": ("--device", "cpu")}
+SHORT_FLAGS: dict[str, tuple[str, str]] = {
+    "cpu": ("--device", "cpu"),
+    "use_tta": ("--tta_mode", "flip"),
+    "use_sliding_window": ("--inference_file", "inference.inference_sliding"),
+}
 """Flag without a value -> the flag and value that it stands for."""
 BARE_VALUES: dict[str, str] = {"save_masks": "class"}
 """Field -> what its flag means without a value."""

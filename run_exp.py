@@ -17,13 +17,15 @@ import tyro
 import config
 from config import BEST, Config, ConfigProblem
 from engine import background, flags, launch, settings
-from engine.files import write_json
+from engine.files import remove_leftovers, write_json
 from engine.names import all_names, resolve
 from engine.notify import check_url
 from inference.settings import full_names
 
 if TYPE_CHECKING:
     from dataset.readers import Record
+    from engine.distributed import World
+    from model.checkpoint import Trained
     from train import Trainer
 
 OF_A_START = {
@@ -94,7 +96,12 @@ def _command(argv: list[str], parsed: flags.Parsed[Commands], commands: Commands
         settings.check(cfg)
         print(text(describe(cfg), cfg), flush=True)
         return 0
-    if parsed.cfg.run.resume or parsed.cfg.run.eval_only:
+    alone = _ensemble_alone(parsed.cfg)
+    if alone:
+        from inference.command import base_of
+
+        parsed, _ = flags.parse(argv, Commands, DESCRIPTION, base=base_of(parsed.cfg, "inference.inference_ensemble"))
+    elif parsed.cfg.run.resume or parsed.cfg.run.eval_only:
         if parsed.cfg.run.overwrite:
             settings.check(parsed.cfg)  # says that they contradict each other
         parsed = _resumed(argv, parsed)
@@ -105,18 +112,28 @@ def _command(argv: list[str], parsed: flags.Parsed[Commands], commands: Commands
         print(flags.describe(cfg, parsed.sources), flush=True)
         return 0
     if commands.dry_run:
-        return _dry_run(cfg)
+        return _dry_run(cfg, alone)
     if commands.bg:
-        _dry_run(cfg)  # what is wrong shows here and not in a log that nobody reads
+        _dry_run(cfg, alone)  # what is wrong shows here and not in a log that nobody reads
         # The last flag wins, however --bg was spelt: a child that still saw it would start another, for ever.
         print(background.start([os.path.abspath(__file__), *argv, "--no_bg"], cfg.run.exp_name))
         return 0
+    if alone:
+        from inference.command import ensemble_plan, run_plan
+
+        return run_plan(ensemble_plan(cfg, set()), cfg)
     if commands.check_data:
         from dataset.prepare import look_at_data, prepare_data
 
         prepare_data(cfg)
         return 0 if look_at_data(_first_fold(cfg)).ok else 1
     return _run(argv, cfg, check=not commands.no_check_data)
+
+
+def _ensemble_alone(cfg: Config) -> bool:
+    """Whether networks that others have trained shall vote, with nothing trained here: --eval_only of an ensemble."""
+    several = resolve("inference", cfg.inference.inference_file).stem == "inference_ensemble"
+    return cfg.run.eval_only and several and not (cfg.folder / BEST).exists()
 
 
 def _listing(commands: Commands) -> list[str]:
@@ -211,10 +228,16 @@ def _is_experiment(folder: Path) -> bool:
     return isinstance(record, dict) and isinstance(record.get("run"), dict) and "exp_name" in record["run"]
 
 
-def _dry_run(cfg: Config) -> int:
+def _dry_run(cfg: Config, ensemble_alone: bool = False) -> int:
     """Say what a run would do, with nothing written: the checks are the real ones, the network is really built."""
     from dataset.prepare import missing_phantoms, undrawn
 
+    if ensemble_alone:
+        from inference.plan import plan_ensemble
+
+        plan = plan_ensemble(settings.replace(cfg, {"ensemble_use_optimization": False}))
+        print(f"would predict {len(plan.records)} images with {len(plan.files)} networks: no training")
+        return 0
     _check_folder(cfg)
     print(f"would write {cfg.folder}")
     if drawn := missing_phantoms(cfg):
@@ -284,8 +307,7 @@ def _start(argv: list[str], cfg: Config) -> int:
 
 def _train(cfg: Config) -> int:
     from dataset.selection import write_fold_file
-    from engine.run_state import has_state, newest_state, remove_leftovers
-    from inference.submit import submit
+    from engine.run_state import has_state, newest_state
     from model.checkpoint import read_checkpoint
 
     asked = cfg.run
@@ -313,18 +335,40 @@ def _train(cfg: Config) -> int:
     code = 1
     try:
         code = _fit(trainer, asked)
-        if first and not code and not asked.profile:
+        trainer.world.wait()  # until the best weights are written
+        if not code and not asked.profile:
             best = read_checkpoint(cfg.folder / BEST)
             score = "not validated" if math.isnan(best.score) else f"validation Dice {best.score:.4f}"
             print(f"{score} (epoch {best.epoch})")
-            submit(cfg, [best])
+            _submit(cfg, best, trainer.world)
     except BaseException:
         code = 1
         raise
     finally:
+        trainer.world.close()
         if first and not (asked.eval_only or asked.profile):
             launch.write_result(cfg.folder, code)
     return code
+
+
+def _submit(cfg: Config, best: Trained, world: World) -> None:
+    """Predict the test split with the trained network, or the ensemble that the settings name."""
+    from inference.command import ENSEMBLE, ensemble_plan
+    from inference.optimize import optimise_experiment
+    from inference.plan import plan_one
+    from inference.submit import has_test_split, submit
+
+    if not has_test_split(cfg):
+        print(f"{cfg.data.data_root} has no test/DCM: no CSV. Weights: {best.path}")
+        return
+    # Where the settings say where results go, that is for the inference commands.
+    cfg = settings.replace(cfg, {"split": "test", "input": "", "output": "", "shard": ""})
+    several = resolve("inference", cfg.inference.inference_file).stem == ENSEMBLE
+    asked = cfg.ensemble.ensemble_use_optimization if several else cfg.inference.use_optimal_threshold
+    if asked and world.first:  # for the weights as they are now
+        optimise_experiment(cfg if several else settings.replace(cfg, {"ensemble_models": ()}), set())
+    world.wait()
+    submit(ensemble_plan(cfg, set()) if several else plan_one(best, cfg), world)
 
 
 def _fit(trainer: Trainer, asked: config.Run) -> int:
@@ -354,8 +398,9 @@ def _run_folds(argv: list[str], cfg: Config) -> int:
     """Train every fold that is not done yet, then score them all out of fold and predict with their mean."""
     from engine.run_state import has_state
     from inference.folds import out_of_fold
-    from inference.submit import submit
-    from model.checkpoint import read_checkpoint
+    from inference.optimize import optimise_experiment
+    from inference.plan import plan_folds, read_folds
+    from inference.submit import has_test_split, submit
 
     if cfg.folder.exists() and not cfg.run.resume:
         _build_trainer(_first_fold(cfg)).loader.close()  # nothing is deleted for settings that can't work
@@ -378,7 +423,12 @@ def _run_folds(argv: list[str], cfg: Config) -> int:
             return code
     table = out_of_fold(cfg.folder, [fold.folder for fold in folds])
     print(f"{table.text()}\nout-of-fold Dice {table.mean():.4f} over {len(table)} images ({cfg.folder / 'oof.csv'})")
-    submit(saved, [read_checkpoint(fold.folder / BEST) for fold in folds])
+    if saved.inference.use_optimal_threshold:
+        optimise_experiment(settings.replace(saved, {"ensemble_models": ()}), set())
+    if has_test_split(saved):
+        submit(plan_folds(read_folds(saved.folder), saved, saved.folder))
+    else:
+        print(f"{saved.data.data_root} has no test/DCM: no CSV. Weights: {saved.folder / 'fold*' / BEST}")
     launch.write_result(cfg.folder, 0)
     return 0
 

@@ -36,8 +36,8 @@ from engine.run_state import write_state
 from engine.schedule import Plateau, learning_rate
 from engine.stop import StopFlag, Stopped
 from inference.folds import VAL_DICE
+from inference.forward import half_type
 from inference.metrics import DiceTable
-from inference.predictor import half_type
 from inference.validation import Validation
 from model.checkpoint import save_weights
 from model.init_weights import init_from
@@ -366,11 +366,10 @@ class Trainer:
         return learning_rate(self.cfg.train, max(0, done - 1), len(self.loader), self.plateau.drops)
 
     def close(self, exit_code: int) -> None:
-        """End loaders, trackers and the process group; the trainer can't be used afterwards."""
+        """End loaders and trackers; the trainer can't be used afterwards. The processes stay together."""
         self.loader.close()
         if self.journal:
             self.journal.tracker.close(exit_code)
-        self.world.close()
 
     def save(self) -> None:
         """Write last.pt, all that a resumed run needs."""

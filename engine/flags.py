@@ -116,7 +116,13 @@ def parse(argv: list[str], commands: type[C], description: str, base: Config | N
         config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
     )
     sources |= {name: "flag" for name in given if name in settings.SECTION_OF}
-    return Parsed(parsed.cfg, sources, parsed.commands), parsed.commands
+    try:
+        # What came as JSON has its plain types until now.
+        written = {name: settings.get(parsed.cfg, name) for name in given if name in settings.JSON_FIELDS}
+        cfg = settings.replace(parsed.cfg, written)
+    except ConfigProblem as error:
+        usage_error(str(error))
+    return Parsed(cfg, sources, parsed.commands), parsed.commands
 
 
 def describe(cfg: Config, sources: Mapping[str, str]) -> str:
@@ -155,7 +161,7 @@ def _normalise(argv: list[str], known: dict[str, tuple[str, Any]]) -> tuple[list
     """`argv` as tyro expects it, and the fields that it sets (name -> first value, or "")."""
     out: list[str] = []
     given: dict[str, str] = {}
-    tokens = [part for token in argv for part in config.SHORT_FLAGS.get(token[2:], _split_equals(token))]
+    tokens = _spelt_out([part for token in argv for part in _split_equals(token)])
     i = 0
     while i < len(tokens):
         token = tokens[i]
@@ -184,6 +190,23 @@ def _normalise(argv: list[str], known: dict[str, tuple[str, Any]]) -> tuple[list
                 near = config.suggest(value, get_args(kind))
                 usage_error(f"{name}: {value!r} is none of {', '.join(map(str, get_args(kind)))}{near}")
     return out, given
+
+
+def _spelt_out(tokens: list[str]) -> list[str]:
+    """`tokens` with what short forms stand for, which comes first: --use_tta --tta_mode full is full."""
+    short: list[str] = []
+    rest: list[str] = []
+    i = 0
+    while i < len(tokens):
+        name = tokens[i][2:].replace("-", "_") if tokens[i].startswith("--") else ""
+        i += 1
+        if name not in config.SHORT_FLAGS:
+            rest.append(tokens[i - 1])
+            continue
+        value = tokens[i].casefold() if i < len(tokens) else ""
+        i += value in TRUE + FALSE  # some frameworks' users write --use_tta True
+        short += () if value in FALSE else config.SHORT_FLAGS[name]
+    return short + rest
 
 
 def _split_equals(token: str) -> list[str]:

@@ -32,6 +32,11 @@ def inside() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
+def rank() -> tuple[int, int]:
+    """Number of this process among those that torchrun has started, from 0, and how many there are."""
+    return (int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])) if inside() else (0, 1)
+
+
 def write_result(folder: Path, exit_code: int) -> None:
     """Note how a run has ended: torchrun itself exits with 1 whatever its ranks say."""
     write_json(folder / RESULT, {"exit_code": exit_code})

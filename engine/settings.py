@@ -18,6 +18,8 @@ TYPE_OF: dict[str, Any] = {
     name: hint for kind in SECTIONS.values() for name, hint in get_type_hints(kind, include_extras=False).items()
 }
 """Field name -> its type, without the flag's other spellings."""
+JSON_FIELDS: tuple[str, ...] = ("optimal_thresholds", "ensemble_models")
+"""Fields whose flag takes JSON."""
 AUGMENTATIONS: tuple[str, ...] = tuple(f.name for f in fields(Augment) if f.name != "augment")
 """Every augmentation, in the order of config.py."""
 
@@ -113,6 +115,10 @@ LIMITS: dict[str, tuple[float, float]] = {
     "val_interval": (1, 100000),
     "threshold": (0.001, 0.999),
     "resize_to": (0, 16384),
+    "mixed_size": (0, 16384),
+    "mixed_share": (0, 1),
+    "n_tta": (0, 1000),
+    "vote_threshold": (0, 1),
     "seed": (0, 2**63 - 1),
     "split_seed": (0, 2**32 - 1),
     "phantom_seed": (0, 2**32 - 1),
@@ -171,6 +177,10 @@ def augment_set(name: Any) -> dict[str, tuple[float, float, float]]:
 def coerce(name: str, value: Any) -> Any:
     """`value` as the type of field `name`: JSON lists become tuples, whole numbers floats, values lose their case."""
     kind = TYPE_OF[name]
+    if get_origin(kind) is dict:
+        return _table_of_numbers(name, value)
+    if get_origin(kind) is tuple and dataclasses.is_dataclass(get_args(kind)[0]):
+        return _entries(name, get_args(kind)[0], value)
     if get_origin(kind) is tuple:
         items = get_args(kind)
         count = None if items[-1] is Ellipsis else len(items)
@@ -189,6 +199,44 @@ def coerce(name: str, value: Any) -> Any:
     if not _is(value, kind):
         raise ValueError(f"{name}: {value!r} is not of type {kind.__name__}")
     return kind(value)
+
+
+def _table_of_numbers(name: str, value: Any) -> dict[str, float]:
+    if not isinstance(value, Mapping) or not all(isinstance(k, str) and _is(v, float) for k, v in value.items()):
+        raise ValueError(f'{name}: {value!r} is no table of numbers by class, such as {{"Radius": 0.4}}')
+    return {key: float(number) for key, number in value.items()}
+
+
+def _entries(name: str, kind: Any, value: Any) -> tuple[Any, ...]:
+    """A list of JSON objects as dataclasses; what has a default may be left out."""
+    if not isinstance(value, (list, tuple)):
+        raise ValueError(f"{name}: {value!r} is not a list of objects")
+    known, hints = {f.name: f for f in fields(kind)}, get_type_hints(kind)
+    found = []
+    for number, entry in enumerate(value, 1):
+        given = dataclasses.asdict(entry) if isinstance(entry, kind) else entry
+        if not isinstance(given, Mapping):
+            raise ValueError(f"{name}: entry {number}, {entry!r}, is no object")
+        where = f"{name}: entry {number}"
+        for key in given:
+            if key not in known:
+                raise ValueError(f"{where} has the unknown key {key!r}{suggest(str(key), known)}")
+        if missing := [f.name for f in known.values() if _required(f) and f.name not in given]:
+            raise ValueError(f"{where} lacks {', '.join(missing)}")
+        values = {}
+        for key, part in given.items():
+            if get_origin(hints[key]) is dict:
+                values[key] = _table_of_numbers(f"{where}, {key}", part)
+            elif _is(part, hints[key]):
+                values[key] = hints[key](part)
+            else:
+                raise ValueError(f"{where}, {key}: {part!r} is not of type {hints[key].__name__}")
+        found.append(kind(**values))
+    return tuple(found)
+
+
+def _required(entry: dataclasses.Field[Any]) -> bool:
+    return entry.default is dataclasses.MISSING and entry.default_factory is dataclasses.MISSING
 
 
 def canonical(name: str, text: str) -> str:
@@ -316,7 +364,7 @@ def check(cfg: Config) -> None:
             f"loss_weights {loss.loss_weights} must be finite numbers, not negative and not all 0.",
         ),
     ]
-    broken += [sentence for wrong, sentence in rules if wrong] + _faults_of_schedule(train)
+    broken += [sentence for wrong, sentence in rules if wrong] + _faults_of_schedule(train) + _faults_of_inference(cfg)
     if broken:
         raise ConfigProblem("\n".join(broken))
 
@@ -371,6 +419,62 @@ def _faults_of_schedule(train: Train) -> list[str]:
         (
             train.scheduler == "StepLR" and not warmup < train.step_size < scheduled,
             f"step_size {train.step_size:g} must lie between the warm-up ({warmup:g}) and the {scheduled} epochs.",
+        ),
+    ]
+    return faults + [sentence for wrong, sentence in rules if wrong]
+
+
+def _faults_of_inference(cfg: Config) -> list[str]:
+    """What is wrong with how images are predicted, and with the members of an ensemble."""
+    chosen, ensemble, classes = cfg.inference, cfg.ensemble, cfg.data.classes
+    views = [("tta_scales", chosen.tta_scales, 0.25, 4.0), ("tta_intensities", chosen.tta_intensities, 0.1, 4.0)]
+    faults = [
+        f"{name} has {value:g}, but its values must lie between {low:g} and {high:g}, without 1."
+        for name, values, low, high in views
+        for value in values
+        if not low <= value <= high or value == 1
+    ]
+    named = {"optimal_thresholds": chosen.optimal_thresholds}
+    named |= {f"ensemble_models, {m.path}, class_weights": m.class_weights for m in ensemble.ensemble_models}
+    faults += [
+        f"{where}: {name!r} is none of the classes{suggest(name, classes)}."
+        for where, table in named.items()
+        for name in table
+        if name not in classes
+    ]
+    faults += [
+        f"optimal_thresholds: {name} is {value:g}, but must lie between 0.001 and 0.999."
+        for name, value in chosen.optimal_thresholds.items()
+        if not 0.001 <= value <= 0.999
+    ]
+    weights = [(m.path, w) for m in ensemble.ensemble_models for w in (m.weight, *m.class_weights.values())]
+    faults += [
+        f"ensemble_models, {path}: the weight {weight:g} must be a finite number, not negative."
+        for path, weight in weights
+        if not 0 <= weight < math.inf
+    ]
+    index, _, count = chosen.shard.partition("/")
+    rules = [
+        (
+            bool(chosen.shard) and not (index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)),
+            f"shard is {chosen.shard!r}, but must be a part and the number of parts, 1/4 to 4/4 for four.",
+        ),
+        (
+            chosen.full_size and bool(chosen.resize_to),
+            f"full_size takes images as they are, resize_to {chosen.resize_to} resizes them: leave out one of them.",
+        ),
+        (
+            bool(chosen.n_tta) and chosen.tta_mode == "none" and "tta" not in chosen.inference_file,
+            f"n_tta {chosen.n_tta} limits the views, but tta_mode is none: give --tta_mode too.",
+        ),
+        (
+            bool(chosen.input) and chosen.split == "val",
+            "input names the images, split val others: leave out one of them.",
+        ),
+        (
+            ensemble.vote != "hard" and bool(ensemble.vote_threshold),
+            f"vote_threshold {ensemble.vote_threshold:g} has no meaning for vote {ensemble.vote}: give --threshold, or "
+            f"--vote hard.",
         ),
     ]
     return faults + [sentence for wrong, sentence in rules if wrong]

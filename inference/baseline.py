@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from config import Config
 from dataset.images import image_shape
+from dataset.labels import read_label
 from dataset.readers import Record
-from dataset.samples import read_label
 from engine.progress import progress
 from inference.metrics import DiceTable
 

@@ -25,10 +25,10 @@ VARIANTS = ("",)
 
 
 def build(cfg: Config, network: nn.Module) -> Predictor:
-    """The whole image, fitted to a square of `image_size`, through the network at once."""
-    from inference.predictor import Whole
+    """The whole image, fitted to a square of `image_size`, or at its own size, through the network at once."""
+    from inference.build import whole
 
-    return Whole(network, cfg.inference.resize_to or cfg.window.image_size, half=cfg.train.amp)
+    return whole(cfg, network)
 
 
 if __name__ == "__main__":

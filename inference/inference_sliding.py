@@ -23,11 +23,9 @@ VARIANTS = ("",)
 
 def build(cfg: Config, network: nn.Module) -> Predictor:
     """Windows of `window_size` at every `stride`, blended by a Gaussian or evenly."""
-    from inference.predictor import Sliding
+    from inference.build import sliding
 
-    window = cfg.window
-    sigma = window.gaussian_sigma if window.use_gaussian_sliding else None
-    return Sliding(network, window.window_size, window.stride, sigma, window.window_batch, half=cfg.train.amp)
+    return sliding(cfg, network)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,25 @@
-"""Logits of a frame -> packed masks at the image's own size, band by band."""
+"""Bands of a frame -> bands of the image file -> packed masks."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from numba import njit
 from numpy.typing import NDArray
 from torch import Tensor
 
 from dataset.frame import Frame
 from engine.bits import n_words, pack
-from inference.predictor import Predictor
+from inference.forward import Blend
+from inference.probs import quantise
+from inference.rows import Axis, resample
+
+SUREST = 1e-6
+"""Probabilities nearer to 0 or 1 than this count as this far: their logits are finite."""
 
 
 def logit(probability: float) -> float:
@@ -19,79 +27,83 @@ def logit(probability: float) -> float:
     return math.log(probability / (1 - probability))
 
 
-def predict_bits(
-    predictor: Predictor, grey: NDArray[np.uint8], frame: Frame, n_classes: int, threshold: float, device: str
-) -> NDArray[np.int32]:
-    """Packed masks of the frame's view at the file's own resolution, (words, height, width) int32.
+def limits_of(thresholds: Sequence[float], blend: Blend) -> Tensor:
+    """Thresholds on probabilities, one a class, on the scale of a predictor's maps: (K,) float32."""
+    return torch.tensor([t if blend == "probs" else logit(t) for t in thresholds], dtype=torch.float32)
 
-    `grey` is the framed image, (frame_height, frame_width) uint8. Logits are interpolated back bilinearly, then
-    thresholded.
+
+def on_file(bands: Iterable[Tensor], frame: Frame, blend: Blend) -> Iterator[Tensor]:
+    """Bands of a frame -> bands of its image file, (K, rows, file width), interpolated bilinearly.
+
+    Beyond the frame's view there is no bone: probability 0, or the logit of SUREST.
     """
-    target = Unfit(frame, n_classes, threshold)
-    for band in predictor.bands(torch.from_numpy(grey).to(device)[None, None].float() / 255):
-        target.add(band)
-    return target.result()
+    view = frame.view
+    down = Axis.between(view.height, frame.fitted_height, frame.top)
+    across = Axis.between(view.width, frame.fitted_width, frame.left)
+    rows = resample(bands, down, across)
+    height, width = view.file
+    if (view.height, view.width) == (height, width) and not view.mirrored:
+        yield from rows
+        return
+    nothing = 0.0 if blend == "probs" else logit(SUREST)
+    above, below = view.top, height - view.top - view.height
+    for number, band in enumerate(rows):
+        if number == 0 and above:
+            yield band.new_full((len(band), above, width), nothing)
+        seen = band.flip(-1) if view.mirrored else band
+        yield F.pad(seen, (view.left, width - view.left - view.width), value=nothing)
+        classes = len(band)
+    if below:
+        yield band.new_full((classes, below, width), nothing)
 
 
-class Unfit:
-    """Collects bands of frame rows and writes finished rows of the view's own size into packed words."""
+class Packed:
+    """Collects bands of an image file as packed words; only these leave the device.
 
-    def __init__(self, frame: Frame, n_classes: int, threshold: float) -> None:
-        self.frame = frame
-        view = frame.view
-        self.bits = np.zeros((n_words(n_classes), view.height, view.width), np.int32)
-        self.limit = logit(threshold)
-        self.kept: Tensor | None = None  # rows of the frame that later output rows still need
-        self.kept_from = 0
+    Args:
+        limits: (K,) above which a pixel belongs to a class, on the scale of the bands.
+    """
+
+    def __init__(self, height: int, width: int, limits: Tensor) -> None:
+        self.limits = limits
+        self.words = torch.zeros((n_words(len(limits)), height, width), dtype=torch.int32, device=limits.device)
         self.done = 0
-        self.rows = _neighbours(view.height, frame.fitted_height, frame.top)
-        self.columns = _neighbours(view.width, frame.fitted_width, frame.left)
-        self.same = (view.height, view.width) == (frame.fitted_height, frame.fitted_width)
 
     def add(self, band: Tensor) -> None:
-        """Take the next rows of the frame, (K, rows, frame_width) float32."""
-        kept = band if self.kept is None else torch.cat([self.kept, band], 1)
-        low, high, share = self.rows
-        have = self.kept_from + kept.shape[1]
-        ready = int(np.searchsorted(high, have, side="left"))
-        # A few rows at a time: an image larger than the frame would otherwise need its full-size float maps.
-        for first in range(self.done, ready, 128):
-            part = slice(first, min(first + 128, ready))
-            packed = pack(self._resample(kept, low[part], high[part], share[part]), self.limit)
-            self.bits[:, part] = packed.cpu().numpy()
-        self.done = max(self.done, ready)
-        need = min(int(low[self.done]), have) if self.done < len(low) else have  # a black margin may come first
-        # clone: a view would keep the predictor's whole row of windows alive.
-        self.kept, self.kept_from = kept[:, need - self.kept_from :].clone(), need
+        """Take the next rows, (K, rows, W)."""
+        words = self.words[:, self.done : self.done + band.shape[1]]
+        if band.is_cuda:
+            words[:] = pack(band, self.limits)
+        else:
+            limits = self.limits.tolist()
+            for k, plane in enumerate(band):
+                _mark(plane.contiguous().numpy(), np.float32(limits[k]), k % 32, words[k // 32].numpy())
+        self.done += band.shape[1]
 
     def result(self) -> NDArray[np.int32]:
-        """The packed masks, once all rows of the frame have come."""
-        assert self.done == self.frame.view.height, f"{self.done} of {self.frame.view.height} rows came"
-        return self.bits
-
-    def _resample(
-        self, kept: Tensor, low: NDArray[np.int64], high: NDArray[np.int64], share: NDArray[np.float32]
-    ) -> Tensor:
-        left = self.frame.left
-        if self.same:
-            first = int(low[0]) - self.kept_from
-            return kept[:, first : first + len(low), left : left + self.frame.view.width]
-        device = kept.device
-        weight = torch.from_numpy(share).to(device)[None, :, None]
-        rows = torch.lerp(
-            kept[:, torch.from_numpy(low - self.kept_from).to(device)],
-            kept[:, torch.from_numpy(high - self.kept_from).to(device)],
-            weight,
-        )
-        c_low, c_high, c_share = (torch.from_numpy(a).to(device) for a in self.columns)
-        return torch.lerp(rows[..., c_low], rows[..., c_high], c_share[None, None, :])
+        """The packed masks, int32 (words, H, W), once all rows have come."""
+        assert self.done == self.words.shape[1], f"{self.done} of {self.words.shape[1]} rows came"
+        return np.asarray(self.words.cpu().numpy())
 
 
-def _neighbours(
-    size: int, fitted: int, offset: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
-    """For each output pixel the two frame pixels around it and the share of the second (bilinear, edges repeated)."""
-    at = np.clip((np.arange(size) + 0.5) * (fitted / size) - 0.5, 0, fitted - 1)
-    low = np.floor(at).astype(np.int64)
-    high = np.minimum(low + 1, fitted - 1)
-    return low + offset, high + offset, (at - low).astype(np.float32)
+@njit(cache=True, nogil=True)
+def _mark(plane: NDArray[np.float32], limit: np.float32, bit: int, words: NDArray[np.int32]) -> None:
+    """Set a bit of words, (R, W), where the plane, (R, W), is above the limit."""
+    # Contiguous rows, so that this compiles to vector instructions: a fifth of the time of pack's four operations.
+    flag = np.int32(np.uint32(1) << np.uint32(bit))
+    for r in range(plane.shape[0]):
+        for c in range(plane.shape[1]):
+            words[r, c] |= flag if plane[r, c] > limit else np.int32(0)
+
+
+class Quantised:
+    """Collects bands of an image file as the bytes that the probability store keeps."""
+
+    def __init__(self, n_classes: int, height: int, width: int, device: str) -> None:
+        self.values = torch.zeros((n_classes, height, width), dtype=torch.uint8, device=device)
+        self.done = 0
+
+    def add(self, probs: Tensor) -> None:
+        """Take the next rows of probabilities, (K, rows, W)."""
+        self.values[:, self.done : self.done + probs.shape[1]] = quantise(probs)
+        self.done += probs.shape[1]

@@ -2,37 +2,35 @@
 
 from __future__ import annotations
 
-import json
-import shutil
-import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from pathlib import Path
 
-import cv2
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from config import Config
-from dataset.frame import fit_frame, fit_image
 from dataset.images import read_image
+from dataset.labels import read_label
 from dataset.order import ALONE, Shard
 from dataset.readers import Record
-from dataset.samples import read_label
-from dataset.sources import Preparation
 from engine import settings
-from engine.files import FileProblem, atomic_path, write_json
-from engine.names import check_variant, resolve
 from engine.progress import progress
-from inference.masks import predict_bits
+from inference.build import steps_of
+from inference.ensemble import Ensemble, Prepared
+from inference.job import Job, Results
+from inference.mask_files import write_png
+from inference.masks import Packed, Quantised, limits_of
 from inference.metrics import DiceTable, count_bits, dice_from_counts
+from inference.overlapped import Behind, prefetch
 from inference.overlay import draw_overlay
-from inference.predictor import Predictor
+from inference.post_process import Finding, Step, apply, low_threshold
+from inference.probs import ImageProbs, from_dense
 from inference.scores import Scores
-from inference.submission import SubmissionWriter
-
-CSV_NAME = "submission.csv"
 
 
 @dataclass(frozen=True)
@@ -42,27 +40,121 @@ class Prediction:
     record: Record
     image: NDArray[np.uint8]
     bits: NDArray[np.int32]
+    probs: ImageProbs | None = None
+    findings: tuple[Finding, ...] = ()
+    """Missing and split bones, where the step one_bone asks for them."""
+    cutting: float = 0.0
+    """Seconds that it took to cut the probabilities out."""
 
 
-def build_predictor(cfg: Config, network: nn.Module) -> Predictor:
-    """The predictor that `inference_file` names."""
-    name = resolve("inference", cfg.inference.inference_file)
-    module = name.load()
-    check_variant(name, module.VARIANTS)
-    predictor: Predictor = module.build(cfg, network)
-    return predictor
+Answer = Callable[[], Prediction]
+"""Completes a prediction on the host, on any thread."""
 
 
-def predict(predictor: Predictor, records: Iterable[Record], cfg: Config, device: str) -> Iterator[Prediction]:
-    """Masks of each record at its own size. Images are prepared as for training: CLAHE, the hand's box, its side."""
-    size = cfg.inference.resize_to or cfg.window.image_size
-    preparation = Preparation.of(cfg)
-    for record in records:
-        image = read_image(record.image)
-        frame = fit_frame(preparation.view(image), size, predictor.window)
-        grey = fit_image(preparation.stored(image, frame), frame)
-        bits = predict_bits(predictor, grey, frame, len(cfg.data.classes), cfg.inference.threshold, device)
-        yield Prediction(record, image, frame.view.paste(bits))
+def predict(ensemble: Ensemble, records: Iterable[Record], cfg: Config, device: str) -> Iterator[Prediction]:
+    """Masks of each record at its own size, post-processed as the settings ask; see `answers`."""
+    return (answer() for answer in answers(ensemble, records, cfg, device))
+
+
+def answers(ensemble: Ensemble, records: Iterable[Record], cfg: Config, device: str) -> Iterator[Answer]:
+    """What the network says of each record, in their order; what is left to do needs the host only.
+
+    Images are decoded and prepared ahead. So the network waits neither for files nor for what is done with its masks,
+    if answers are completed on another thread.
+
+    Args:
+        cfg: classes, `save_probs` and `post_process`; what belongs to the members is in the ensemble.
+
+    Raises:
+        FileProblem: an image can't be read, or memory runs out with a single window.
+    """
+    steps = steps_of(cfg)
+    for image in prefetch(records, partial(_load, ensemble, cfg)):
+        yield partial(_complete, _collect(ensemble, image, cfg, device, low_threshold(steps)), steps)
+
+
+def _complete(raw: _Raw, steps: tuple[Step, ...]) -> Prediction:
+    bits, findings = apply(raw.bits, raw.classes, steps, raw.low) if steps else (raw.bits, ())
+    return Prediction(raw.image.record, raw.image.pixels, bits, raw.probs, findings, raw.cutting)
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    record: Record
+    pixels: NDArray[np.uint8]
+    prepared: list[Prepared]
+    truth: NDArray[np.int32] | None
+    """Only where it is stored with the probabilities."""
+
+
+def _load(ensemble: Ensemble, cfg: Config, record: Record) -> _Loaded:
+    pixels = read_image(record.image)
+    labelled = cfg.inference.save_probs and record.label is not None
+    truth = read_label(record, cfg.data.classes, *pixels.shape) if labelled else None
+    return _Loaded(record, pixels, ensemble.prepare(pixels), truth)
+
+
+@dataclass(frozen=True)
+class _Raw:
+    """What has left the device."""
+
+    image: _Loaded
+    classes: tuple[str, ...]
+    bits: NDArray[np.int32]
+    low: NDArray[np.int32] | None
+    """Masks at a lower threshold, where a step of the post-processing needs them."""
+    probs: ImageProbs | None
+    cutting: float
+
+
+def _collect(ensemble: Ensemble, image: _Loaded, cfg: Config, device: str, low: float | None) -> _Raw:
+    while True:
+        try:
+            return _collected(ensemble, image, cfg, device, low)
+        except torch.OutOfMemoryError as error:
+            problem = error.with_traceback(None)  # whose frames hold the tensors that filled the memory
+        ensemble.step_down(problem)
+
+
+def _collected(ensemble: Ensemble, image: _Loaded, cfg: Config, device: str, low: float | None) -> _Raw:
+    classes, (height, width) = cfg.data.classes, image.pixels.shape
+    masks = Packed(height, width, ensemble.limits(device))
+    lower = Packed(height, width, limits_of([low] * len(classes), ensemble.blend).to(device)) if low else None
+    dense = Quantised(len(classes), height, width, device) if cfg.inference.save_probs else None
+    for band in ensemble.bands(image.prepared, device):
+        masks.add(band)
+        if lower:
+            lower.add(band)
+        if dense:
+            dense.add(band.sigmoid() if ensemble.blend == "logits" else band)
+    bits, low_bits, record = masks.result(), lower.result() if lower else None, image.record
+    start = time.perf_counter()
+    probs = from_dense(record.key, record.name, dense.values, classes, image.truth) if dense else None
+    return _Raw(image, classes, bits, low_bits, probs, time.perf_counter() - start)
+
+
+def fill(
+    job: Job, work: Iterable[tuple[Ensemble, Sequence[Record]]], cfg: Config, device: str
+) -> Results | None:
+    """Predict what is left to do in a job that is entered, and end it; None where other parts are still missing.
+
+    Args:
+        work: who predicts which of the job's images, in the job's order.
+    """
+    todo = set(job.todo)
+    found = chain.from_iterable(
+        answers(ensemble, [record for record in records if record in todo], cfg, device) for ensemble, records in work
+    )
+    with Behind() as behind:
+        for answer in progress(found, "inference", len(todo), "images"):
+            behind.put(partial(_write, job, answer))
+    if job.stored.images:
+        print(f"probabilities: {job.stored}", flush=True)
+    return job.finish()
+
+
+def _write(job: Job, answer: Answer) -> None:
+    job.write(answer())
 
 
 def score(prediction: Prediction, table: DiceTable, scores: Scores | None) -> None:
@@ -80,7 +172,7 @@ def asked_scores(cfg: Config) -> Scores | None:
 
 
 def validate(
-    predictor: Predictor,
+    ensemble: Ensemble,
     records: Sequence[Record],
     cfg: Config,
     device: str,
@@ -93,120 +185,33 @@ def validate(
     """
     table = DiceTable(cfg.data.classes)
     part = shard.padded(len(records))
-    predictions = predict(predictor, [records[i] for i, _ in part], cfg, device)
-    for prediction, (_, counts) in zip(progress(predictions, "validation", len(part), "images"), part, strict=True):
-        if counts:
-            score(prediction, table, scores)
+    cfg = settings.replace(cfg, {"save_probs": False})  # nobody would read them
+    found = answers(ensemble, [records[i] for i, _ in part], cfg, device)
+    with Behind() as behind:
+        for answer, (_, counts) in zip(progress(found, "validation", len(part), "images"), part, strict=True):
+            if counts:
+                behind.put(partial(_score, answer, table, scores))
     return table
 
 
-def infer(
-    predictor: Predictor, records: Sequence[Record], cfg: Config, device: str, folder: Path
-) -> DiceTable | None:
-    """Write submission.csv, and what `save_masks` and `save_overlay` ask for, as a new folder, whole or not at all.
-
-    Returns:
-        Dice of the records where all have labels, else None.
-
-    Raises:
-        FileProblem: the folder exists and is not empty, two images share a name, an image can't be read, the disk is
-            full. Then nothing is left behind.
-    """
-    if cfg.inference.save_overlay or cfg.inference.save_masks != "none":
-        _check_stems(records)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise FileProblem(f"{folder} exists and is never overwritten: move it away or choose another --output.")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".part"))
-    try:
-        table = _write_results(predictor, records, cfg, device, partial)
-        partial.chmod(0o755)  # mkdtemp makes it private, but teams share servers
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return table
-
-
-def _write_results(
-    predictor: Predictor, records: Sequence[Record], cfg: Config, device: str, folder: Path
-) -> DiceTable | None:
-    classes, chosen = cfg.data.classes, cfg.inference
-    table = DiceTable(classes) if all(record.label for record in records) else None
-    scores = asked_scores(cfg) if table is not None else None
-    with SubmissionWriter(folder / CSV_NAME, [record.name for record in records], classes) as writer:
-        for prediction in progress(predict(predictor, records, cfg, device), "inference", len(records), "images"):
-            writer.write(prediction.record.name, prediction.bits)
-            if chosen.save_masks != "none":
-                _write_masks(folder / "masks", prediction, cfg)
-            if chosen.save_overlay:
-                picture = draw_overlay(prediction.image, prediction.bits, classes)
-                write_png(folder / "overlays" / f"{prediction.record.image.stem}.png", picture)
-            if table is not None:
-                score(prediction, table, scores)
-    write_json(folder / "config.json", settings.to_record(cfg))
-    if table is not None:
-        table.to_csv(folder / "per_class.csv")
-    if scores is not None:
-        scores.to_csv(folder)
-        print(scores.text(), flush=True)
-    return table
+def _score(answer: Answer, table: DiceTable, scores: Scores | None) -> None:
+    score(answer(), table, scores)
 
 
 def draw_example(
-    predictor: Predictor, records: Sequence[Record], cfg: Config, device: str, table: DiceTable | None, path: Path
+    ensemble: Ensemble, records: Sequence[Record], cfg: Config, device: str, table: DiceTable | None, path: Path
 ) -> None:
     """Write a picture of one image: of labelled ones that of median Dice, truth beside prediction; else the first."""
     shown = next(r for r in records if table is None or r.key == table.median_image())
-    write_png(path, overlay(predictor, shown, cfg, device))
+    write_png(path, overlay(ensemble, shown, cfg, device))
 
 
-def overlay(predictor: Predictor, record: Record, cfg: Config, device: str) -> NDArray[np.uint8]:
+def overlay(ensemble: Ensemble, record: Record, cfg: Config, device: str) -> NDArray[np.uint8]:
     """(H, W, 3) uint8 BGR picture of the predicted outlines, and beside them the true ones where there are labels."""
-    prediction = next(predict(predictor, [record], cfg, device))
+    prediction = next(predict(ensemble, [record], cfg, device))
     classes = cfg.data.classes
     panels = [draw_overlay(prediction.image, prediction.bits, classes, "prediction")]
     if record.label is not None:
         truth = read_label(record, classes, *prediction.image.shape)
         panels.insert(0, draw_overlay(prediction.image, truth, classes, "truth"))
     return np.concatenate(panels, axis=1)
-
-
-def new_folder(parent: Path, name: str) -> Path:
-    """`parent/name`, or with -2, -3, … behind it: the first that does not exist."""
-    folder, count = parent / name, 1
-    while folder.exists():
-        count += 1
-        folder = parent / f"{name}-{count}"
-    return folder
-
-
-def write_png(path: Path, picture: NDArray[np.uint8]) -> None:
-    """Write a picture atomically."""
-    ok, data = cv2.imencode(".png", picture)
-    assert ok, "PNG encoding of a uint8 array cannot fail"
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(data.tobytes())
-
-
-def _check_stems(records: Sequence[Record]) -> None:
-    """Masks and pictures are named by an image's stem: those of a.png and a.jpg would overwrite each other."""
-    seen: dict[str, Path] = {}
-    for record in records:
-        other = seen.setdefault(record.image.stem, record.image)
-        if other != record.image:
-            raise FileProblem(
-                f"{other} and {record.image} would write masks or overlays of one name: rename one of them, or predict "
-                f"them apart."
-            )
-
-
-def _write_masks(folder: Path, prediction: Prediction, cfg: Config) -> None:
-    """One PNG per class (0 and 255), or one .npz with the packed words and the class names."""
-    stem = prediction.record.image.stem
-    if cfg.inference.save_masks == "packed":
-        with atomic_path(folder / f"{stem}.npz") as temporary, open(temporary, "wb") as file:
-            np.savez_compressed(file, bits=prediction.bits, classes=np.array(json.dumps(cfg.data.classes)))
-        return
-    for k, name in enumerate(cfg.data.classes):
-        mask = ((prediction.bits[k // 32] >> (k % 32)) & 1).astype(np.uint8) * np.uint8(255)
-        write_png(folder / stem / f"{name}.png", mask)

@@ -2,41 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
 from pathlib import Path
 
 from config import Config
 from dataset.readers import read_competition
 from engine.devices import pick_device
+from engine.distributed import ALONE, World
 from inference.baseline import mean_mask_dice
-from inference.ensemble import Ensemble
+from inference.job import CSV_NAME
 from inference.metrics import DiceTable
-from inference.pipeline import CSV_NAME, build_predictor, draw_example, infer, new_folder
-from model.checkpoint import Checkpoint
+from inference.part_file import Part
+from inference.pipeline import draw_example
+from inference.plan import Plan, infer, new_folder
 
 
-def submit(cfg: Config, checkpoints: Sequence[Checkpoint]) -> None:
-    """Predict the test split with the networks' mean, write the CSV, and a Dice table where there are labels."""
-    root, files = Path(cfg.data.data_root), "\n            ".join(str(checkpoint.path) for checkpoint in checkpoints)
-    if not (root / "test" / "DCM").is_dir():
-        print(f"{root} has no test/DCM: no CSV. Weights: {files}")
+def has_test_split(cfg: Config) -> bool:
+    """Whether there is something to predict."""
+    return (Path(cfg.data.data_root) / "test" / "DCM").is_dir()
+
+
+def submit(plan: Plan, world: World = ALONE) -> None:
+    """Predict the test split, shared by all processes; the first says where the CSV is, and the Dice where there are
+    labels.
+
+    What a killed process has left of it is gone on with.
+    """
+    if plan.cfg.run.debug:
+        plan = dataclasses.replace(plan, records=plan.records[:2])
+    cfg, device = plan.cfg, pick_device(plan.cfg)
+    (folder,) = set(world.gather(new_folder(plan, "test", world.ranks)))
+    part = Part(world.rank, world.ranks)
+    found = world.gather(infer(plan, device, folder, part, resume=True))  # whoever ends last has the results
+    if not world.first:
         return
-    records = read_competition(root, "test")
-    if cfg.run.debug:
-        records = records[:2]
-    device = pick_device(cfg)
-    members = [build_predictor(cfg, checkpoint.network().to(device)) for checkpoint in checkpoints]
-    predictor = members[0] if len(members) == 1 else Ensemble(members)
-    folder = new_folder(cfg.folder / "inference", "test")
-    table = infer(predictor, records, cfg, device, folder)
+    results = next(results for results in found if results is not None)
+    table = results.table
+    if results.scores is not None:
+        print(results.scores.text())
     if table is not None:
         print(table.text())
-        print(f"test Dice {table.mean():.4f} over {len(records)} images")
+        print(f"test Dice {table.mean():.4f} over {len(plan.records)} images")
         _print_baseline(cfg, table)
         print(f"per class:  {folder / 'per_class.csv'}")
     picture = folder / "overlay.png"
-    draw_example(predictor, records, cfg, device, table, picture)
-    print(f"overlay:    {picture}\nCSV:        {folder / CSV_NAME}\nweights:    {files}")
+    ensemble, _ = next(plan.ensembles(device))
+    draw_example(ensemble, plan.records, cfg, device, table, picture)
+    weights = "\n            ".join(map(str, plan.files))
+    print(f"overlay:    {picture}\nCSV:        {folder / CSV_NAME}\nweights:    {weights}")
 
 
 def _print_baseline(cfg: Config, table: DiceTable) -> None:

@@ -34,6 +34,8 @@ class Trained(ABC):
     score: float
     """Validation Dice when it was written."""
     epoch: int
+    sha256: str
+    """Of the file's content: what was fitted for these weights names it."""
 
     @abstractmethod
     def network(self) -> nn.Module:
@@ -112,9 +114,10 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise FileProblem(
             f"{path} holds weights without the settings of their network: give a best.safetensors written here."
         )
-    if header.pop("sha256", "") != _digest(weights, header):
+    sha256 = header.pop("sha256", "")
+    if sha256 != _digest(weights, header):
         raise FileProblem(f"{path} is damaged (its content doesn't match its SHA-256): copy it again.")
-    return Checkpoint(path, *read_header(header, path), weights)
+    return Checkpoint(path, *read_header(header, path), sha256, weights)
 
 
 def check_classes(checkpoint: Trained, classes: tuple[str, ...]) -> None:

@@ -106,13 +106,14 @@ def read_onnx(path: Path) -> OnnxFile:
             f"{path} is truncated, or an ONNX file that scripts/export.py did not write (the SHA-256 at its end is "
             f"missing): copy it again, or export a checkpoint."
         )
-    if end[len(_SEAL) :] != hashlib.sha256(content).hexdigest().encode():
+    sha256 = hashlib.sha256(content).hexdigest()
+    if end[len(_SEAL) :] != sha256.encode():
         raise FileProblem(f"{path} is damaged (its content doesn't match its SHA-256): copy it again.")
     session = _session(data, path)
     header = session.get_modelmeta().custom_metadata_map
     if header.get("format") != FORMAT:
         raise FileProblem(f"{path} was exported by another version of this code: export its checkpoint again.")
-    return OnnxFile(path, *read_header(header, path), session)
+    return OnnxFile(path, *read_header(header, path), sha256, session)
 
 
 def _session(data: bytes, path: Path) -> Any:

@@ -98,7 +98,7 @@ def _command(argv: list[str], asked: Config) -> int:
     if not isinstance(checkpoint, Checkpoint):
         raise FileProblem(f"{checkpoint.path} is an export already: give the checkpoint that it was exported from.")
     parsed, commands = flags.parse(argv, Commands, DESCRIPTION, base=checkpoint.cfg)
-    cfg = check_settings(full_names(parsed.cfg), checkpoint.cfg, checkpoint)
+    cfg = check_settings(full_names(parsed.cfg), checkpoint.cfg)
     output = Path(cfg.inference.output or checkpoint.path.with_suffix(SUFFIXES[commands.format]))
     if commands.format == "onnx" and output.suffix.lower() != SUFFIXES["onnx"]:
         raise ConfigProblem(f"output is {output}, but inference knows ONNX files by their end: give a name in .onnx.")
@@ -112,7 +112,7 @@ def _command(argv: list[str], asked: Config) -> int:
 def _job(checkpoint: Checkpoint, cfg: Config, output: Path) -> Job:
     from torch import nn
 
-    from inference.pipeline import build_predictor
+    from inference.build import build_predictor
     from model.checkpoint import header_of
 
     # Features are computed again in training only, but tracers stumble over how.
@@ -289,7 +289,7 @@ def _compare(ours: Tensor, theirs: Tensor, job: Job) -> str:
 
 
 def _logits(network: nn.Module, images: Tensor) -> Tensor:
-    from inference.predictor import run_network
+    from inference.forward import run_network
 
     return run_network(network, images, half=False)
 

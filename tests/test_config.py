@@ -43,6 +43,10 @@ def another_value(name: str) -> Any:
         return next(choice for choice in get_args(kind) if choice != default)
     if kind == config.Range:
         return (0.125, 0.25, 0.875)
+    if get_origin(kind) is dict:
+        return {"Radius": 0.25}
+    if get_args(kind)[:1] == (config.EnsembleMember,):
+        return (config.EnsembleMember("a"), config.EnsembleMember("b", 2.5, {"Ulna": 0.5}))
     if get_origin(kind) is tuple:
         return (*default, get_args(kind)[0](7))
     if kind is bool:
@@ -164,7 +168,7 @@ def test_all_bad_keys_and_types_of_a_file_are_reported_at_once() -> None:
     record = {"strde": 1, "train": {"lr": "fast", "epoc": 3}, "run": {"resume": 1}}
     with pytest.raises(ConfigProblem) as problem:
         settings.from_record(record, "saved.json")
-    for part in ("'strde' (did you mean stride?)", "lr: 'fast'", "'epoc' (did you mean epoch", "resume: 1"):
+    for part in ("'strde' (did you mean stride", "lr: 'fast'", "'epoc' (did you mean epoch", "resume: 1"):
         assert part in str(problem.value)
 
 

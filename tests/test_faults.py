@@ -211,8 +211,8 @@ def test_validation_out_of_memory_takes_fewer_windows(
     expected = found.validation.score(found.network).mean()
     run_out(found, monkeypatch, 1, training=False)
     assert found.validation.score(found.network).mean() == expected
-    assert "memory ran out in validation: going on with window_batch 2" in capsys.readouterr().out
+    assert "memory ran out: going on with window_batch 1" in capsys.readouterr().out
     found = trainer(**shape, window_batch=1)
     run_out(found, monkeypatch, 1, training=False)
-    with pytest.raises(FileProblem, match=r"Memory ran out in validation with 1 windows .*lower --window_batch"):
+    with pytest.raises(FileProblem, match=r"Memory ran out with a single window .*lower --window_size"):
         found.validation.score(found.network)

@@ -46,6 +46,8 @@ def parse(*argv: str, base: Config | None = None) -> flags.Parsed[run_exp.Comman
 
 
 def as_flags(name: str, value: Any) -> list[str]:
+    if name in settings.JSON_FIELDS:
+        return [f"--{name}", json.dumps(value, default=dataclasses.asdict)]
     if isinstance(value, tuple):
         return [f"--{name}", *map(str, value)]
     return [f"--{name}", str(value)]
@@ -228,7 +230,7 @@ def test_every_source_beats_the_one_before_for_every_field(tmp_path: Path, monke
     defaults = {name: settings.get(Config(), name) for name in FIELDS}
     others = {name: another_value(name) for name in FIELDS}
     saved = tmp_path / "saved.json"
-    saved.write_text(json.dumps(others))
+    saved.write_text(json.dumps(others, default=dataclasses.asdict))
     monkeypatch.setitem(config.PRESETS, "back", defaults)
     argv: list[str] = []
     for more, values, source in (

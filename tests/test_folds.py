@@ -13,10 +13,9 @@ from test_run_exp import content, elsewhere, one_sentence, read_csv, run, stop_a
 from dataset.readers import read_competition
 from engine.files import FileProblem
 from engine.launch import read_result
-from inference.ensemble import Ensemble
 from inference.folds import VAL_DICE, out_of_fold
 from inference.metrics import DiceTable
-from inference.pipeline import build_predictor, infer
+from inference.plan import infer, plan_folds, plan_one
 from model.checkpoint import read_checkpoint
 
 __all__ = ["elsewhere"]  # a fixture
@@ -113,10 +112,8 @@ def test_the_csv_is_that_of_the_folds_mean(
     folder = all_folds[0]
     members = [read_checkpoint(folder / f"fold{k}" / "best.safetensors") for k in range(3)]
     cfg = members[0].cfg
-    predictors = [build_predictor(cfg, member.network()) for member in members]
-    records = read_competition(phantom_root, "test")
-    infer(Ensemble(predictors), records, cfg, "cpu", tmp_path / "mean")
-    infer(predictors[0], records, cfg, "cpu", tmp_path / "one")
+    infer(plan_folds(members, cfg, folder), "cpu", tmp_path / "mean")
+    infer(plan_one(members[0], cfg), "cpu", tmp_path / "one")
     (written,) = folder.glob("inference/*/submission.csv")
     mean, one = ((tmp_path / name / "submission.csv").read_text() for name in ("mean", "one"))
     assert written.read_text() == mean != one

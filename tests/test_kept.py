@@ -15,8 +15,9 @@ from torch import nn
 
 from config import Config
 from engine import settings
+from inference.build import single
 from inference.metrics import DiceTable
-from inference.pipeline import build_predictor, validate
+from inference.pipeline import validate
 from inference.validation import Validation
 from model.checkpoint import read_checkpoint
 from model.kept import BEST, INDEX, Kept
@@ -184,8 +185,7 @@ def test_the_best_checkpoint_is_chosen_by_the_submissions_dice(
     best = found.fit()
     folder = tmp_path / "x"
     read = read_checkpoint(folder / BEST)
-    predictor = build_predictor(read.cfg, read.network())
-    table = validate(predictor, found.validation.records, read.cfg, "cpu")
+    table = validate(single(read.cfg, read.network()), found.validation.records, read.cfg, "cpu")
     assert table.mean() == best == read.score
     assert best == pytest.approx(max(float(r["val_dice"]) for r in read_csv(folder / "metrics.csv")), rel=1e-5)
     again = DiceTable.from_images_csv(folder / "val_dice.csv")

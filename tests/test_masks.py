@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -16,8 +17,10 @@ from torch import Tensor, nn
 
 from dataset.frame import Frame, View, fit_frame, fit_image, reduce_image
 from engine.bits import n_words, pack, unpack
-from inference.masks import Unfit, logit, predict_bits
+from inference.forward import Forward
+from inference.masks import SUREST, Packed, limits_of, logit, on_file
 from inference.predictor import Sliding, Whole
+from inference.rows import AT_ONCE
 
 FEW = settings(derandomize=True, max_examples=60, deadline=None)
 
@@ -50,9 +53,10 @@ def resized(logits: Tensor, frame: Frame) -> Tensor:
 
 
 def unfitted(frame: Frame, logits: Tensor, threshold: float, cuts: list[int]) -> NDArray[np.int32]:
-    target = Unfit(frame, len(logits), threshold)
-    for first, last in zip([0, *cuts], [*cuts, frame.frame_height], strict=True):
-        target.add(logits[:, first:last])
+    bands = [logits[:, a:b] for a, b in zip([0, *cuts], [*cuts, frame.frame_height], strict=True)]
+    target = Packed(*frame.view.file, limits_of([threshold] * len(logits), "logits"))
+    for band in on_file(bands, frame, "logits"):
+        target.add(band)
     return target.result()
 
 
@@ -93,21 +97,68 @@ def test_cuts_into_bands_change_nothing(name: str, window: int, cuts: list[int],
     np.testing.assert_array_equal(singly, whole)
 
 
-def test_little_is_kept_between_bands() -> None:
-    frame = fit_frame(View.whole((300, 300)), 64, 64)
-    logits, target = logits_of(frame, 2), Unfit(frame, 2, 0.5)
-    for row in range(64):
-        target.add(logits[:, row : row + 1])
-        assert target.kept is not None and target.kept.shape[1] <= 2
-        assert target.kept.untyped_storage().nbytes() <= 2 * 2 * 64 * 4, "not a view of all that came"
+def test_little_exists_at_once() -> None:
+    """Of an image much larger than its frame, a few rows; of the frame, what the next rows need."""
+    frame = fit_frame(View.whole((900, 900)), 64, 64)
+    logits = logits_of(frame, 2)
+    rows = [band.shape[1] for band in on_file([logits], frame, "logits")]
+    assert max(rows) <= AT_ONCE and sum(rows) == 900
+    taken = []
+
+    def singly() -> Iterator[Tensor]:
+        for row in range(64):
+            taken.append(row)
+            yield logits[:, row : row + 1]
+
+    made = 0
+    for band in on_file(singly(), frame, "logits"):
+        made += band.shape[1]
+        assert made >= (taken[-1] - 1) * 900 // 64, "rows leave as soon as the next frame row is there"
+
+
+@pytest.mark.parametrize("rows", [1, 7, 64, 10_000])
+def test_the_height_of_bands_changes_nothing(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    for shape in SHAPES.values():
+        frame = fit_frame(View.whole(shape), 64, 64)
+        logits = logits_of(frame, 3)
+        expected = torch.cat(list(on_file([logits], frame, "logits")), 1)
+        with monkeypatch.context() as patch:
+            patch.setattr("inference.rows.AT_ONCE", rows)
+            found = list(on_file([logits], frame, "logits"))
+        assert max(band.shape[1] for band in found) <= rows
+        assert torch.equal(torch.cat(found, 1), expected)
 
 
 def test_missing_rows_are_noticed() -> None:
     frame = fit_frame(View.whole((64, 64)), 64, 64)
-    target = Unfit(frame, 2, 0.5)
-    target.add(logits_of(frame, 2)[:, :63])
     with pytest.raises(AssertionError, match=r"6\d of 64 rows"):
-        target.result()
+        list(on_file([logits_of(frame, 2)[:, :63]], frame, "logits"))
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+@pytest.mark.parametrize("box", [(0, 0, 40, 50), (7, 3, 21, 30), (39, 49, 1, 1), (0, 5, 40, 45), (4, 0, 36, 50)])
+@pytest.mark.parametrize("blend", ["logits", "probs"])
+def test_a_view_lies_at_its_place_in_the_file(
+    box: tuple[int, int, int, int], mirrored: bool, blend: Literal["logits", "probs"]
+) -> None:
+    top, left, height, width = box
+    view = View((40, 50), top, left, height, width, mirrored)
+    frame = fit_frame(view, 64, 32)
+    values = logits_of(frame, 2).clamp(-5, 5)
+    values = values.sigmoid() if blend == "probs" else values
+    pasted = torch.cat(list(on_file([values], frame, blend)), 1)
+    plain = torch.cat(list(on_file([values], fit_frame(View.whole((height, width)), 64, 32), blend)), 1)
+    inside = pasted[:, top : top + height, left : left + width]
+    torch.testing.assert_close(inside, plain.flip(-1) if mirrored else plain)
+    outside = torch.ones(40, 50, dtype=torch.bool)
+    outside[top : top + height, left : left + width] = False
+    assert pasted.shape == (2, 40, 50)
+    assert (pasted[:, outside] == (0 if blend == "probs" else logit(SUREST))).all()
+    limits = limits_of([0.5, 0.5], blend)
+    target = Packed(40, 50, limits)
+    target.add(pasted)
+    expected = view.paste(pack(plain, limits).numpy())
+    np.testing.assert_array_equal(target.result(), expected)
 
 
 @FEW
@@ -155,15 +206,18 @@ class Bright(nn.Module):
 
 
 def predictors() -> Iterator[Sliding | Whole]:
-    yield Whole(Bright(), 64)
-    yield Sliding(Bright(), 32, 16, 0.3, 3)
-    yield Sliding(Bright(), 64, 64, None, 1)
+    yield Whole(Forward(Bright()), 64)
+    yield Sliding(Forward(Bright(), batch=3), 32, 16, 0.3)
+    yield Sliding(Forward(Bright(), batch=1), 64, 64, None)
 
 
 def bits_of(predictor: Sliding | Whole, image: NDArray[np.uint8]) -> NDArray[np.int32]:
     frame = fit_frame(View.whole(image.shape), 64, predictor.window)
     grey = fit_image(reduce_image(image, frame.reduction), frame)
-    return predict_bits(predictor, grey, frame, 2, 0.5, "cpu")
+    target = Packed(*image.shape, limits_of([0.5, 0.5], "logits"))
+    for band in on_file(predictor.bands(torch.from_numpy(grey)[None, None].float() / 255), frame, "logits"):
+        target.add(band)
+    return target.result()
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)

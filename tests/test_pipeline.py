@@ -15,18 +15,23 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import config
-from config import Config
+from config import Config, ConfigProblem
 from dataset.clahe import Clahe
 from dataset.images import read_image
+from dataset.labels import read_label
 from dataset.order import Shard
 from dataset.readers import Record, read_competition, read_folder
-from dataset.samples import read_label
 from dataset.sources import Preparation
 from engine import settings
 from engine.files import FileProblem
 from inference.baseline import mean_mask_dice
+from inference.build import single
+from inference.ensemble import Ensemble
+from inference.job import Job
+from inference.mask_files import write_png
 from inference.overlay import class_colours, draw_overlay
-from inference.pipeline import build_predictor, draw_example, infer, new_folder, predict, validate, write_png
+from inference.pipeline import answers, draw_example, fill, predict, validate
+from inference.post_process import apply, parse_steps
 from inference.rle import decode_bits
 
 CLASSES = ("Ulna", "Radius", "Lunate")
@@ -68,7 +73,11 @@ def images(tmp_path: Path) -> Path:
 
 
 def run(cfg: Config, records: list[Record], folder: Path, network: nn.Module | None = None) -> Any:
-    return infer(build_predictor(cfg, network or Grades(len(cfg.data.classes))), records, cfg, "cpu", folder)
+    ensemble = single(cfg, network or Grades(len(cfg.data.classes)))
+    with Job(folder, records, cfg, [], cfg.inference.blend) as job:
+        results = fill(job, [(ensemble, records)], cfg, "cpu")
+    assert results is not None
+    return results.table
 
 
 def masks_of(bits: NDArray[np.int32], n_classes: int) -> NDArray[np.bool_]:
@@ -87,14 +96,14 @@ def test_everything_that_is_written(style: str, images: Path, tmp_path: Path) ->
     cfg = settings_of(save_masks="class", save_overlay=True, inference_file=style)
     records, out = read_folder(images), tmp_path / "new" / "out"
     assert run(cfg, records, out) is None, "no labels, no Dice"
-    assert sorted(p.name for p in out.iterdir()) == ["config.json", "masks", "overlays", "submission.csv"]
+    assert sorted(p.name for p in out.iterdir()) == ["config.json", "job.json", "masks", "overlays", "submission.csv"]
     assert [p.name for p in out.parent.iterdir()] == ["out"], "no temporary folder stays"
     saved, _ = settings.from_record(json.loads((out / "config.json").read_text()), "config.json")
     assert saved == cfg
     sizes = {Path(name).name: size for name, size in SIZES.items()}
     masks = csv_masks(out / "submission.csv", sizes)
     assert list(masks) == [(record.name, label) for record in records for label in CLASSES], "the leaderboard's order"
-    predictor = build_predictor(cfg, Grades())
+    predictor = single(cfg, Grades())
     for prediction in predict(predictor, records, cfg, "cpu"):
         name, stem, size = prediction.record.name, prediction.record.image.stem, sizes[prediction.record.name]
         assert prediction.image.shape == size and prediction.bits.shape == (1, *size)
@@ -127,7 +136,7 @@ def test_packed_masks_of_two_words(images: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("resize_to", [0, 40, 100])
 def test_resize_to_changes_the_frame_and_not_the_masks_size(resize_to: int, images: Path) -> None:
     cfg = settings_of(resize_to=resize_to)
-    for prediction in predict(build_predictor(cfg, Grades()), read_folder(images), cfg, "cpu"):
+    for prediction in predict(single(cfg, Grades()), read_folder(images), cfg, "cpu"):
         relative = prediction.record.image.relative_to(images).as_posix()
         assert prediction.bits.shape[1:] == SIZES[relative]
         truth = prediction.image / 255 > 0.5
@@ -154,14 +163,23 @@ def test_results_are_never_overwritten(content: str, images: Path, tmp_path: Pat
     assert (tmp_path / "empty/submission.csv").is_file()
 
 
-def test_an_unreadable_image_in_the_middle_leaves_nothing(images: Path, tmp_path: Path) -> None:
-    broken = images / "b.png"
-    broken.write_bytes(broken.read_bytes()[:-30])
+def test_an_unreadable_image_in_the_middle_costs_nothing_but_the_time_to_mend_it(images: Path, tmp_path: Path) -> None:
+    broken, cfg = images / "b.png", settings_of(save_masks="class", save_overlay=True)
+    whole = broken.read_bytes()
+    broken.write_bytes(whole[:-30])
     records = read_folder(images)
     assert records[0].image != broken
     with pytest.raises(FileProblem, match=r"b\.png is a truncated PNG"):
-        run(settings_of(save_masks="class", save_overlay=True), records, tmp_path / "out")
-    assert [p.name for p in tmp_path.iterdir()] == ["images"]
+        run(cfg, records, tmp_path / "out")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["images", "out.partial"]
+    broken.write_bytes(whole)
+    with Job(tmp_path / "out", records, cfg, [], "logits", resume=True) as job:
+        assert [record.name for record in job.todo] == [record.name for record in records[1:]]
+        fill(job, [(single(cfg, Grades()), records)], cfg, "cpu")
+    run(cfg, records, tmp_path / "again")
+    for kind in ("*.csv", "masks/*/*.png", "overlays/*.png"):
+        found, expected = (sorted((tmp_path / name).glob(kind)) for name in ("out", "again"))
+        assert [p.read_bytes() for p in found] == [p.read_bytes() for p in expected] and found
 
 
 def test_two_images_of_one_name(images: Path, tmp_path: Path) -> None:
@@ -175,17 +193,10 @@ def test_two_images_of_one_name(images: Path, tmp_path: Path) -> None:
 def test_masks_of_a_png_and_a_jpg_of_one_stem(values: dict[str, Any], images: Path, tmp_path: Path) -> None:
     """Their rows in the CSV differ, but their masks would overwrite each other."""
     write_image(images / "a.jpg", 30, 30)
-    with pytest.raises(FileProblem, match=r"a\.jpg and .*a\.png would write masks or overlays of one name"):
+    with pytest.raises(FileProblem, match=r"'a\.jpg' and 'a\.png' would share files of one name"):
         run(settings_of(**values), read_folder(images), tmp_path / "out")
     assert not (tmp_path / "out").exists()
     run(settings_of(), read_folder(images), tmp_path / "out")
-
-
-def test_new_folder(tmp_path: Path) -> None:
-    assert new_folder(tmp_path, "x") == tmp_path / "x"
-    for name in ("x", "x-2"):
-        (tmp_path / name).mkdir()
-    assert new_folder(tmp_path, "x") == tmp_path / "x-3"
 
 
 def brute_dice(prediction: NDArray[np.bool_], truth: NDArray[np.bool_]) -> NDArray[np.float64]:
@@ -197,7 +208,7 @@ def test_validation_is_the_score_of_the_csv(phantom_root: Path, tmp_path: Path) 
     """Dice by hand on the masks that the CSV holds, mean over images, then over classes."""
     cfg = settings_of(classes=config.HAND_BONES, data_root=str(phantom_root))
     records = read_competition(phantom_root, "test")
-    table = validate(build_predictor(cfg, Grades(29)), records, cfg, "cpu")
+    table = validate(single(cfg, Grades(29)), records, cfg, "cpu")
     scored = run(cfg, records, tmp_path / "out")
     assert scored.mean() == table.mean() and (tmp_path / "out/per_class.csv").is_file()
     sizes = {record.name: read_image(record.image).shape for record in records}
@@ -209,7 +220,7 @@ def test_validation_is_the_score_of_the_csv(phantom_root: Path, tmp_path: Path) 
     np.testing.assert_allclose(table.mean(), np.mean(np.mean(by_hand, 0)), rtol=1e-12)
     np.testing.assert_allclose(table.per_class()[0], np.mean(by_hand, 0), rtol=1e-12)
     assert 0 < table.mean() < 0.5
-    draw_example(build_predictor(cfg, Grades(29)), records, cfg, "cpu", table, tmp_path / "example.png")
+    draw_example(single(cfg, Grades(29)), records, cfg, "cpu", table, tmp_path / "example.png")
     picture = cv2.imread(str(tmp_path / "example.png"))
     assert picture.shape[1] == 2 * picture.shape[0], "truth beside prediction"
 
@@ -284,7 +295,7 @@ def test_images_are_prepared_as_for_training_and_masks_come_back(switches: str, 
     values = {"image_size": 128, "window_size": 64, "clahe_clip": 3.0, "clahe_tiles": 4}
     plain = settings_of(dataset_file="dataset.dataset_sliding", **values)
     cfg = settings_of(dataset_file=f"dataset.dataset_sliding_{switches}", **values)
-    predictor, mirrored = build_predictor(cfg, Grades()), 0
+    predictor, mirrored = single(cfg, Grades()), 0
     pairs = zip(predict(predictor, records, plain, "cpu"), predict(predictor, records, cfg, "cpu"), strict=True)
     for before, after in pairs:
         np.testing.assert_array_equal(after.image, before.image, "the picture that is shown stays what it was")
@@ -309,16 +320,105 @@ def test_images_are_prepared_as_for_training_and_masks_come_back(switches: str, 
 def test_pictures_too_small_to_look_for_a_hand_are_used_whole(shape: tuple[int, int], tmp_path: Path) -> None:
     write_image(tmp_path / "a.png", *shape)
     cfg = settings_of(dataset_file="dataset.dataset_sliding_crop_flip")
-    (prediction,) = predict(build_predictor(cfg, Grades()), read_folder(tmp_path), cfg, "cpu")
+    (prediction,) = predict(single(cfg, Grades()), read_folder(tmp_path), cfg, "cpu")
     assert prediction.bits.shape == (1, *shape)
 
 
 def test_shards_score_every_image_once(phantom_root: Path) -> None:
     records = read_competition(phantom_root, "train")[:5]
     cfg = settings_of(image_size=64, window_size=64, classes=config.HAND_BONES)
-    predictor = build_predictor(cfg, Grades(29))
+    predictor = single(cfg, Grades(29))
     whole = validate(predictor, records, cfg, "cpu")
     parts = [validate(predictor, records, cfg, "cpu", Shard(rank, 2)) for rank in (0, 1)]
     assert [len(part) for part in parts] == [3, 2]
     together = np.average([part.per_class()[0] for part in parts], axis=0, weights=[3, 2])
     np.testing.assert_allclose(together, whole.per_class()[0], rtol=1e-12)
+
+
+def test_post_processing_is_part_of_every_prediction(images: Path) -> None:
+    """Of validation as well, which goes the same way."""
+    cfg, records = settings_of(), read_folder(images)
+    plain = list(predict(single(cfg, Grades()), records, cfg, "cpu"))
+    steps = parse_steps(("largest", "fill_holes"), CLASSES)
+    changed = settings.replace(cfg, {"post_process": ("largest", "fill_holes", "one_bone")})
+    found = list(predict(single(changed, Grades()), records, changed, "cpu"))
+    differ = 0
+    for before, after in zip(plain, found, strict=True):
+        np.testing.assert_array_equal(after.bits, apply(before.bits, CLASSES, steps)[0])
+        differ += int(not np.array_equal(before.bits, after.bits))
+        empty = [name for k, name in enumerate(CLASSES) if not masks_of(after.bits, 3)[k].any()]
+        assert [finding.label for finding in after.findings] == empty, "the largest component is never split"
+    assert differ
+
+
+def test_hysteresis_sees_the_masks_at_the_lower_threshold(images: Path) -> None:
+    cfg, records = settings_of(threshold=0.9), read_folder(images)
+    low = settings.replace(cfg, {"threshold": 0.2})
+    grown = settings.replace(cfg, {"post_process": ("hysteresis=0.2",)})
+    seeds, wide, found = (list(predict(single(c, Grades()), records, c, "cpu")) for c in (cfg, low, grown))
+    steps = parse_steps(("hysteresis=0.2",), CLASSES)
+    for seed, low_mask, both in zip(seeds, wide, found, strict=True):
+        np.testing.assert_array_equal(both.bits, apply(seed.bits, CLASSES, steps, low_mask.bits)[0])
+    assert any(not np.array_equal(a.bits, b.bits) for a, b in zip(seeds, found, strict=True))
+
+
+def test_a_hysteresis_that_adds_nothing_is_refused_before_anything_is_predicted() -> None:
+    cfg = settings_of(post_process=("hysteresis=0.4",), threshold=0.3, optimal_thresholds={"Lunate": 0.4})
+    with pytest.raises(ConfigProblem, match=r"hysteresis=0\.4 .*highest is 0\.4"):
+        single(cfg, Grades())
+    single(settings.replace(cfg, {"optimal_thresholds": {"Lunate": 0.5}}), Grades())
+    with pytest.raises(ConfigProblem, match="largst"):
+        single(settings_of(post_process=("largst",)), Grades())
+
+
+def test_stored_probabilities_are_those_behind_the_masks(phantom_root: Path) -> None:
+    records = read_competition(phantom_root, "train")[:2]
+    for blend in ("logits", "probs"):
+        cfg = settings.replace(Config(), {**SMALL, "save_probs": True, "blend": blend})
+        for prediction in predict(single(cfg, Grades(29)), records, cfg, "cpu"):
+            probs, masks = prediction.probs, masks_of(prediction.bits, 29)
+            assert probs is not None and probs.key == prediction.record.key
+            truth = masks_of(read_label(prediction.record, config.HAND_BONES, *prediction.image.shape), 29)
+            for k, (top, left, height, width) in enumerate(probs.boxes.tolist()):
+                dense = np.zeros(prediction.image.shape, np.uint8)
+                dense[top : top + height, left : left + width] = probs.values[k]
+                assert masks[k][dense > 128].all() and not masks[k][dense < 127].any()
+                assert probs.true_histograms is not None and probs.true_histograms[k].sum() == truth[k].sum()
+    unlabelled = [Record(records[0].image, None, "x")]
+    (prediction,) = predict(single(cfg, Grades(29)), unlabelled, cfg, "cpu")
+    assert prediction.probs is not None and prediction.probs.true_histograms is None
+
+
+SMALL = {"image_size": 64, "window_size": 32, "stride": 16, "device": "cpu"}
+
+
+def test_memory_that_runs_out_costs_no_image(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    class Hungry(Grades):
+        """No more than two windows, and at first no second network beside it."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            if len(x) > 2 or not ensemble.in_turn:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.\nmore")
+            return super().forward(x)
+
+    cfg, records = settings_of(), read_folder(images)
+    plain = Ensemble([single(cfg, Grades()).members[0] for _ in range(2)], [0.5] * 3)
+    hungry = single(cfg, Hungry()).members[0]
+    ensemble = Ensemble([hungry, single(cfg, Grades()).members[0]], [0.5] * 3)
+    found, expected = (list(predict(each, records, cfg, "cpu")) for each in (ensemble, plain))
+    for ours, theirs in zip(found, expected, strict=True):
+        assert np.mean(ours.bits != theirs.bits) < 0.01, "half precision adds up, where members come in turn"
+    out = capsys.readouterr().out
+    assert "window_batch 1" in out and "one after the other" in out
+    ensemble.in_turn = False
+    with pytest.raises(FileProblem, match="Memory ran out with a single window"):
+        list(predict(Ensemble([hungry], [0.5] * 3), records, cfg, "cpu"))
+
+
+def test_the_network_does_not_wait_for_what_is_done_with_its_masks(images: Path) -> None:
+    """An answer is complete only when it is called; the next images are decoded meanwhile."""
+    cfg, records = settings_of(post_process=("one_bone",)), read_folder(images)
+    found = list(answers(single(cfg, Grades()), records, cfg, "cpu"))
+    expected = list(predict(single(cfg, Grades()), records, cfg, "cpu"))
+    for answer, prediction in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(answer().bits, prediction.bits)
