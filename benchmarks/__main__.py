@@ -1,4 +1,4 @@
-"""`python -m benchmarks` lists the benchmarks, `python -m benchmarks NAME [--json PATH] [--quick]` runs one."""
+"""`python -m benchmarks` lists the benchmarks, `python -m benchmarks NAME … [--json PATH] [--quick]` runs them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from benchmarks.machine import machine
 from benchmarks.rows import record, table
@@ -37,20 +38,24 @@ def load(name: str) -> ModuleType:
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser("python -m benchmarks", description="Compare with other ways to do the same.")
-    parser.add_argument("name", nargs="?", help="benchmark to run; without it they are listed")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="benchmarks to run; without one they are listed")
     parser.add_argument("--json", type=Path, metavar="PATH", help="also write the numbers to this file")
     parser.add_argument("--quick", action="store_true", help="small sizes, under a minute: says whether it works")
     args = parser.parse_args(argv)
-    if args.name is None:
+    if not args.names:
         for name in names():
             print(f"{name}  {load(name).DESCRIPTION}")
         return 0
-    benchmark = load(args.name)
+    benchmarks = {name: load(name) for name in args.names}
     about = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "quick": args.quick, "machine": machine()}
-    rows = benchmark.run(args.quick)
-    print(table(rows))
-    if args.json is not None:
-        write_json(args.json, {**about, **record(args.name, rows)})
+    found: dict[str, list[Any]] = {"rows": [], "spread": [], "notes": []}
+    for name, benchmark in benchmarks.items():
+        rows = benchmark.run(args.quick)
+        print(table(rows), flush=True)
+        for part, entries in record(name, rows).items():
+            found[part] += entries
+        if args.json is not None:
+            write_json(args.json, {**about, **found})
     return 0
 
 

@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("torch", "numpy", "opencv-python-headless", "albumentations", "monai", "nvidia-dali-cuda120")
+PACKAGES = ("torch", "numpy", "opencv-python-headless", "albumentations", "monai", "pycocotools", "nvidia-dali-cuda120")
 
 
 def machine() -> dict[str, Any]:
