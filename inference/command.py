@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import config
 from config import Config, ConfigProblem
 from engine import flags, launch, settings
+from engine.files import FileProblem
 from engine.names import resolve
 from inference.settings import full_names
 
@@ -69,9 +70,9 @@ def _command(argv: list[str], asked: Config, style: str) -> int:
     if commands.print_config:
         print(flags.describe(cfg, dict.fromkeys(settings.SECTION_OF, "checkpoint") | parsed.sources))
         return 0
-    if cfg.run.gpus > 1 and not launch.inside():
+    if asked.run.gpus > 1 and not launch.inside():  # not as many as trained it, unless that is asked for
         script = Path(__file__).with_name(f"{resolve('inference', style or 'inference').stem}.py").resolve()
-        return launch.launch(cfg.run.gpus, [str(script), *argv], cfg.folder)
+        return launch.launch(asked.run.gpus, [str(script), *argv], cfg.folder)
     return run_plan(_plan(cfg, asked, _given(parsed)), cfg)
 
 
@@ -152,7 +153,10 @@ def _plan(cfg: Config, asked: Config, given: set[str]) -> Plan:
 def _trained(asked: Config) -> Trained:
     from model.onnx_file import read_trained  # after --help, which must not wait for torch
 
-    return read_trained(weights_file(asked))
+    path = weights_file(asked)
+    if not path.exists() and _has_weights(asked.folder):
+        raise FileProblem(f"{path} does not exist, but {asked.folder} holds folds: run inference/inference_kfold.py.")
+    return read_trained(path)
 
 
 def weights_file(asked: Config) -> Path:

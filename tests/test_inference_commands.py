@@ -255,6 +255,21 @@ def test_two_processes_by_torchrun(runs: Path, tmp_path: Path) -> None:
     assert (tmp_path / "two" / CSV).read_bytes() == whole
 
 
+def test_an_inference_has_as_many_processes_as_it_is_asked_for(
+    phantom_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not as many as trained the network."""
+    weights(cfg_of(phantom_root, tmp_path, "G", "--gpus", "4"), 1)
+    monkeypatch.setattr("engine.launch.launch", lambda *started: pytest.fail("processes were started"))
+    code, _, err = infer("inference", "--exp_name", "G", "--output_dir", str(tmp_path))
+    assert code == 0, err
+
+
+def test_folds_are_named_where_there_is_no_single_best(runs: Path) -> None:
+    code, _, err = infer("inference", "--exp_name", "K", "--output_dir", str(runs))
+    assert (code, one_sentence(err)) == (1, True) and "run inference/inference_kfold.py" in err
+
+
 def test_results_get_new_folders(runs: Path) -> None:
     argv = ["--exp_name", "B", "--output_dir", str(runs)]
     for name in ("test", "test-2"):
