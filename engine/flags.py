@@ -84,7 +84,7 @@ def parse(argv: list[str], commands: type[C], description: str, base: Config | N
     Raises:
         SystemExit: code 2 after a message for anything that is wrong, code 0 after --help.
     """
-    known = _known_flags(commands)
+    known = known_flags(commands)
     argv, given = _normalise(argv, known)
     sources: dict[str, str] = {}
     cfg = base or Config()
@@ -145,7 +145,7 @@ def _read_json(path: Path) -> Any:
         raise ConfigProblem(f"{path} is not JSON ({error}): give a saved config.json.") from None
 
 
-def _known_flags(commands: type) -> dict[str, tuple[str, Any]]:
+def known_flags(commands: type) -> dict[str, tuple[str, Any]]:
     """Every spelling of a flag -> (field name, type)."""
     known: dict[str, tuple[str, Any]] = {}
     for kind in (commands, Source, *settings.SECTIONS.values()):

@@ -144,7 +144,7 @@ def read_space(path: Path, complete: Callable[[Config], Config]) -> Space:
     Raises:
         ConfigProblem: the file can't be read or run, or with all that is wrong in it, one line each.
     """
-    found = _run(path)
+    found = run_file(path)
     given, fields = found.get("base", {}), found.get("space")
     if not isinstance(given, dict) or not isinstance(fields, dict) or not fields:
         raise ConfigProblem(
@@ -174,7 +174,7 @@ def read_space(path: Path, complete: Callable[[Config], Config]) -> Space:
     return Space(study, complete(base), fields)
 
 
-def _run(path: Path) -> dict[str, Any]:
+def run_file(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigProblem(f"{path} is no file: give the Python file that describes the search (docs/search.md).")
     try:
