@@ -25,8 +25,9 @@ from numpy.typing import NDArray
 from config import Config
 from dataset.frame import Frame, View, fit_frame
 from dataset.images import image_shape
+from dataset.layouts import has_split, read_split
 from dataset.pseudo import pseudo_images
-from dataset.readers import Record, read_competition
+from dataset.readers import Record
 from dataset.sources import Files, Source
 from dataset.switches import Switches
 from engine.files import FileProblem, atomic_path, locked, write_json
@@ -114,7 +115,7 @@ def _on_disk(files: Files, switches: Switches) -> Cached:
     root = Path(cfg.data.data_root)
     wanted = files.records
     # Of all images that may train, whatever the fold: the folds of one experiment share the file.
-    everything = read_competition(root, "train") if (root / "train" / "DCM").is_dir() else []
+    everything = read_split(cfg, "train") if has_split(cfg, "train") else []
     everything += pseudo_images(cfg) if cfg.data.pseudo else []
     if {r.image for r in wanted} <= {r.image for r in everything}:
         files = Files(everything, cfg, switches, files.side)

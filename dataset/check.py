@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dataset.findings import Fault, Finding, below, look_at, recall, remember, stamp_of
-from dataset.readers import Pairs, Record, image_of, label_of, pair_competition
+from dataset.readers import Pairs, Record, pair_competition
 from engine.files import write_text
 from engine.progress import progress
 
@@ -75,28 +75,33 @@ def check_data(
     workers: int,
     *,
     splits: Sequence[str] = ("train", "test"),
+    pairs: Mapping[str, Pairs] | None = None,
     exclude: Collection[str] = (),
+    alike: bool = True,
 ) -> Verdict:
-    """Look at every image and label of a competition tree, and at how they go together.
+    """Look at every image and label of a data set, and at how they go together.
 
     A class that a label lacks is an error where at least 90 % of the labels show it, as all of the competition's do,
     or none; between these it is one warning for the class. An odd image size is a warning on the same terms.
 
     Args:
-        root: holds `<split>/DCM` and `<split>/outputs_json`; the test split may be absent, or have no labels.
+        root: holds all files; of a competition tree the test split may be absent, or have no labels.
         folds: fold's name -> its subjects; None where there are no folds to check.
         cache: JSON file that remembers findings by path, bytes and time of change; None remembers nothing. A damaged
             file is ignored and written anew; one that can't be written is told of on stderr.
         workers: threads (OpenCV decodes without the GIL).
-        splits: folders below `root`; all but test must have images and labels.
+        splits: of a competition tree; all but test must have images and labels.
+        pairs: split -> its images and labels, instead of those of a competition tree.
         exclude: images not to look at, as subject/stem.
+        alike: whether every label is to show every class, and every subject to have two images, as the competition's;
+            else a label that shows nothing is a warning.
 
     Raises:
         FileProblem: the disk is full. What is wrong with the data is never raised.
     """
     start = time.monotonic()
-    pairs = {split: pair_competition(root, split) for split in splits}
-    chosen = [(split, record) for split in splits for record in pairs[split].records if record.key not in exclude]
+    pairs = pairs or {split: pair_competition(root, split) for split in splits}
+    chosen = [(split, record) for split in pairs for record in pairs[split].records if record.key not in exclude]
     known = recall(cache, classes) if cache else {}
     found, todo = dict[str, Finding](), dict[str, tuple[Record, list[int]]]()
     for _, record in chosen:
@@ -113,13 +118,13 @@ def check_data(
             remember(cache, classes, found)
     looks = [_look(root, split, record, found) for split, record in chosen]
     faults = [
-        *(fault for split in splits for fault in _partners(root, split, pairs[split])),
+        *(fault for split in pairs for fault in _partners(root, split, pairs[split])),
         *(fault for look in looks for fault in look.finding.faults),
         *_sizes(looks),
-        *_classes(looks, classes),
+        *_classes(looks, classes, alike),
         *_names(looks),
         *_doubles(looks),
-        *_subjects(pairs),
+        *_subjects(pairs, alike),
         *_folds(folds or {}),
         *_sides(looks),
     ]
@@ -138,22 +143,22 @@ def write_bad_files(path: Path, verdict: Verdict) -> None:
     write_text(path, text.getvalue())
 
 
-def table(verdict: Verdict) -> str:
-    """What the screen shows: what was looked at, how often each kind of fault occurs, the first few, the verdict."""
+def table(verdict: Verdict, shown: int = SHOWN) -> str:
+    """What the screen shows: what was looked at, how often each kind of fault occurs, `shown` of each, the verdict."""
     seen = verdict.summary
     sizes = sorted(seen.sizes.items(), key=lambda item: -item[1])
-    shown = ", ".join(f"{count} of {width} x {height}" for (height, width), count in sizes[:SHOWN])
+    common = ", ".join(f"{count} of {width} x {height}" for (height, width), count in sizes[:SHOWN])
     more = f", {len(sizes) - SHOWN} more sizes" if len(sizes) > SHOWN else ""
     lines = [
-        f"data: {seen.images} images ({shown or 'none readable'}{more}), {seen.labels} labels, "
+        f"data: {seen.images} images ({common or 'none readable'}{more}), {seen.labels} labels, "
         f"{seen.subjects} subjects; {seen.seconds:.1f} s, {seen.cached} images unchanged since the last look"
     ]
     kinds = Counter((fault.severity, fault.kind) for fault in verdict.faults)
     for (severity, kind), count in kinds.items():
         lines.append(f"{severity:8} {kind}: {count}")
         some = [fault for fault in verdict.faults if (fault.severity, fault.kind) == (severity, kind)]
-        lines += [f"         {fault.path}: {fault.detail}" for fault in some[:SHOWN]]
-        lines += [f"         and {count - SHOWN} more"] if count > SHOWN else []
+        lines += [f"         {fault.path}: {fault.detail}" for fault in some[:shown]]
+        lines += [f"         and {count - shown} more"] if count > shown else []
     errors = sum(fault.severity == "error" for fault in verdict.faults)
     found = f"errors {errors}, warnings {len(verdict.faults) - errors}"
     lines.append(f"data: {found}" if verdict.faults else "data: nothing is wrong")
@@ -181,11 +186,13 @@ def _partners(root: Path, split: str, pairs: Pairs) -> Iterator[Fault]:
     if not pairs.records and split != "test":
         yield Fault("error", "no images", f"{split}/DCM", "holds no images: point --data_root at the folder above.")
     for record in pairs.unlabelled:
-        label = below(root, label_of(record.image, root, split))
+        label = pairs.wanted[record.image].removeprefix(f"{root}/")
         yield Fault("error", "image without label", below(root, record.image), f"add {label}, or remove the image.")
     for path in pairs.lone_labels:
-        image = below(root, image_of(path, root, split))
+        image = pairs.wanted[path].removeprefix(f"{root}/")
         yield Fault("error", "label without image", below(root, path), f"add {image}, or remove the label.")
+    for path, why in pairs.faults:
+        yield Fault("error", "label in doubt", below(root, path), why)
 
 
 def _sizes(looks: Sequence[Look]) -> Iterator[Fault]:
@@ -200,19 +207,22 @@ def _sizes(looks: Sequence[Look]) -> Iterator[Fault]:
                 yield Fault("warning", "odd size", look.path, f"is {own}, others are {width} x {height}.")
 
 
-def _classes(looks: Sequence[Look], classes: Sequence[str]) -> Iterator[Fault]:
+def _classes(looks: Sequence[Look], classes: Sequence[str], alike: bool) -> Iterator[Fault]:
     labelled = [(look, look.finding.classes) for look in looks if look.finding.classes is not None]
+    for look, shown in labelled:
+        if not shown and not alike:
+            yield Fault("warning", "empty label", look.label, "shows nothing: is it unfinished?")
     for name in classes if labelled else ():
         lacking = [look for look, shown in labelled if name not in shown]
         count = len(labelled) - len(lacking)
         said = f"{name} is shown by {count} of {len(labelled)} labels"
-        if COMMON * len(labelled) <= count:
+        if COMMON * len(labelled) <= count and alike:
             for look in lacking:
                 detail = f"{said}, but not by this one: add it or exclude the image."
                 yield Fault("error", "class missing", look.label, detail)
-        elif count:
+        elif count and lacking and (alike or len(classes) > 1):
             yield Fault("warning", "class in few labels", lacking[0].label, f"{said}: this is the first without.")
-        else:
+        elif not count:
             detail = f"{said}: set --classes to those that are there."
             yield Fault("error", "class in no label", labelled[0][0].label, detail)
 
@@ -236,18 +246,18 @@ def _doubles(looks: Sequence[Look]) -> Iterator[Fault]:
         yield Fault("error" if leaks else "warning", "double pixels", first.path, detail)
 
 
-def _subjects(pairs: Mapping[str, Pairs]) -> Iterator[Fault]:
+def _subjects(pairs: Mapping[str, Pairs], alike: bool) -> Iterator[Fault]:
     counts = {split: Counter(record.subject for record in pairs[split].records) for split in pairs}
     for split, images in counts.items():
         for subject, count in images.items():
-            if count != 2:
+            if count != 2 and alike:
                 detail = f"{count} images: a subject has two, one of each hand."
                 yield Fault("warning", "subject without two images", f"{split}/DCM/{subject}", detail)
     for subject in sorted({subject for images in counts.values() for subject in images}):
         first, *others = [split for split in counts if subject in counts[split]]
         if others:
             detail = f"is in {', '.join(others)} too: a leak between them. Remove the subject from all but one."
-            yield Fault("error", "subject in two splits", f"{first}/DCM/{subject}", detail)
+            yield Fault("error", "subject in two splits", f"{first}/DCM/{subject}" if alike else subject, detail)
 
 
 def _folds(folds: Mapping[str, Collection[str]]) -> Iterator[Fault]:

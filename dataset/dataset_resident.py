@@ -25,11 +25,11 @@ from config import Config, ConfigProblem
 from dataset.batches import Batch, build_order, report_skipped, sample_side
 from dataset.cache import gigabytes, in_order, largest_shapes, open_source
 from dataset.frame import Frame
-from dataset.labels import Shapes, rasterise
+from dataset.labels import Shapes, rasterise, read_shapes
 from dataset.order import ALONE, Key, Shard
 from dataset.plan import FILTERS, Plan
 from dataset.readers import Record
-from dataset.samples import Sample, Samples, read_shapes
+from dataset.samples import Sample, Samples
 from dataset.sources import Files, Source
 from dataset.switches import SWITCHES, Switches
 from dataset.warp import FRACTION, label_steps

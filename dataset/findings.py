@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from config import suggest
-from dataset.images import read_image
-from dataset.labels import Polygons, rasterise, read_polygons
+from dataset.images import image_shape, read_image
+from dataset.labels import Polygons, labelme_shapes, rasterise, read_json, read_labelme, read_polygons
+from dataset.masks import read_mask_runs
 from dataset.readers import Record
 from engine.files import FileProblem, write_json
 
@@ -51,7 +52,7 @@ class Finding:
     pixels: str
     """SHA-256 of the decoded pixels; empty where the image is unreadable, and its size 0 x 0."""
     classes: list[str] | None
-    """Those whose polygons have an area; None without a readable label."""
+    """Those that the label shows, polygons without area apart; None without a readable label."""
     side: str
     """"L", "R", or empty where the label doesn't tell."""
     faults: list[Fault]
@@ -65,31 +66,53 @@ def look_at(root: Path, record: Record, classes: Sequence[str], stamp: list[int]
         stamp: `stamp_of` the record, taken before.
     """
     faults: list[Fault] = []
-    height, width, pixels, polygons = 0, 0, "", None
+    height, width, pixels, shown, side = 0, 0, "", None, ""
     try:
         image = read_image(record.image)
         (height, width), pixels = image.shape, hashlib.sha256(np.ascontiguousarray(image).data).hexdigest()
     except FileProblem as problem:
         faults.append(_problem("unreadable image", root, record.image, problem))
-    if record.label is not None:
-        path = below(root, record.label)
-        extra = _extra_labels(record.label, classes)
-        for label in extra:
-            detail = f"label {label!r} is no class{suggest(label, classes)}: correct it or set --classes."
-            faults.append(Fault("error", "extra label", path, detail))
-        try:
-            read = read_polygons(record.label, (*classes, *extra))
-            polygons = {name: group for name, group in read.items() if name in classes}
-            faults += _polygon_faults(path, polygons, height, width)
-        except FileProblem as problem:
-            faults.append(_problem("unreadable label", root, record.label, problem))
-    shown = None if polygons is None else [name for name, group in polygons.items() if any(map(_has_area, group))]
-    return Finding(stamp, height, width, pixels, shown, _side(polygons or {}), faults)
-
-
-def _extra_labels(path: Path, classes: Sequence[str]) -> list[str]:
-    """Names in the file that are no class; none where the file is not of the format, which read_polygons tells."""
     try:
+        if record.kind != "competition" and not height:
+            pass  # they need the image's size
+        elif record.masks:
+            faults += _scaled(root, record, (height, width))
+            shown = [name for name, runs in read_mask_runs(record, classes).runs.items() if len(runs)]
+        elif record.label is not None:
+            polygons = _polygons(root, record, record.label, classes, faults)
+            faults += _polygon_faults(below(root, record.label), polygons, height, width)
+            shown = [name for name, group in polygons.items() if any(map(_has_area, group))]
+            side = _side(polygons)
+    except FileProblem as problem:
+        faults.append(_problem("unreadable label", root, record.label_files[0], problem))
+    return Finding(stamp, height, width, pixels, shown, side, faults)
+
+
+def _polygons(root: Path, record: Record, label: Path, classes: Sequence[str], faults: list[Fault]) -> Polygons:
+    """Those of the classes; names that are none go to the faults."""
+    extra = _extra_labels(record, label, classes)
+    for name in extra:
+        detail = f"label {name!r} is no class{suggest(name, classes)}: correct it or set --classes."
+        faults.append(Fault("error", "extra label", below(root, label), detail))
+    every = (*classes, *extra)
+    read = read_labelme(record, every) if record.kind == "labelme" else read_polygons(label, every)
+    return {name: group for name, group in read.items() if name in classes}
+
+
+def _scaled(root: Path, record: Record, shape: tuple[int, int]) -> Iterator[Fault]:
+    """Masks that were drawn on a smaller or larger copy of the image."""
+    for _, path in record.masks:
+        own = image_shape(path)
+        if own != shape:
+            detail = f"is {own[1]} x {own[0]} px, and is resized to its image's {shape[1]} x {shape[0]}."
+            yield Fault("warning", "mask of another size", below(root, path), detail)
+
+
+def _extra_labels(record: Record, path: Path, classes: Sequence[str]) -> list[str]:
+    """Names in the file that are no class; none where the file is not of the format, which the reader tells."""
+    try:
+        if record.kind == "labelme":
+            return sorted({label for label, _, _ in labelme_shapes(read_json(path), path)} - set(classes))
         annotations = json.loads(path.read_text(encoding="utf-8"))["annotations"]
         return sorted({entry["label"] for entry in annotations if isinstance(entry["label"], str)} - set(classes))
     except (OSError, ValueError, RecursionError, KeyError, TypeError, IndexError):
@@ -141,18 +164,18 @@ def _problem(kind: str, root: Path, path: Path, problem: FileProblem) -> Fault:
 
 def below(root: Path, path: Path) -> str:
     """`path` as the faults have it."""
-    return path.relative_to(root).as_posix()
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
 
 
 def stamp_of(record: Record) -> list[int]:
     """See Finding.stamp; shorter where a file is missing."""
     stamp: list[int] = []
-    for path in (record.image, record.label):
+    for path in (record.image, *record.label_files):
         try:
-            status = path.stat() if path else None
+            status = path.stat()
+            stamp += [status.st_size, status.st_mtime_ns]
         except OSError:  # the look itself says why
-            status = None
-        stamp += [status.st_size, status.st_mtime_ns] if status else []
+            continue
     return stamp
 
 

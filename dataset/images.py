@@ -18,6 +18,9 @@ from engine.files import FileProblem
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".dcm")
 
+TIFF = (b"II*\0", b"MM\0*")
+"""How a TIFF begins."""
+
 # OpenCV prints pages about a broken file, where we raise one sentence.
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
@@ -54,14 +57,21 @@ def read_encoded(path: Path) -> bytes:
     """An image file as it is, its container checked: for decoders that take half a file without complaint.
 
     Raises:
-        FileProblem: missing, empty or truncated; names the file. What is inside of a DICOM file is not checked.
+        FileProblem: missing, empty, truncated, or of several pages or frames; names the file. What is inside of a
+            DICOM file is not checked.
     """
     try:
         data = path.read_bytes()
     except OSError as error:
         raise FileProblem(f"{path} cannot be read ({error.strerror}): check the path and its permissions.") from None
-    if not is_dicom(path, data) and (fault := _fault(data)):
+    if is_dicom(path, data):
+        return data
+    if fault := _fault(data):
         raise FileProblem(f"{path} is {fault}: fetch the file again or remove it from the set.")
+    if _is_animated(data) or (data.startswith(TIFF) and len(_tiff_pages(data)) > 1):
+        raise FileProblem(
+            f"{path} holds several pages or frames, but must be one image: save the one that is meant as a file."
+        )
     return data
 
 
@@ -152,8 +162,8 @@ def _fault(data: bytes) -> str:
         return _png_fault(data)
     if data.startswith(b"\xff\xd8"):
         return _jpeg_fault(data)
-    if data.startswith((b"II*\0", b"MM\0*")):
-        return _tiff_fault(data)
+    if data.startswith(TIFF) and -1 in _tiff_pages(data):
+        return "a truncated TIFF"
     if data.startswith(b"BM") and int.from_bytes(data[2:6], "little") > len(data):
         return "a truncated BMP"
     if data.startswith(b"RIFF") and int.from_bytes(data[4:8], "little") + 8 > len(data):
@@ -199,16 +209,32 @@ def _jpeg_fault(data: bytes) -> str:
     return "a truncated JPEG"
 
 
-def _tiff_fault(data: bytes) -> str:
-    # libtiff checks the pixels, but not that the chain of directories, mostly the file's last bytes, ends with 0.
+def _tiff_pages(data: bytes) -> list[int]:
+    """Where the directories of a TIFF's images begin (TIFF 6.0, section 2), previews and masks left out; -1 at last
+    where their chain does not end.
+
+    libtiff checks the pixels, but not that this chain, mostly the file's last bytes, ends with 0.
+    """
     order: Literal["little", "big"] = "little" if data.startswith(b"II") else "big"
-    at, seen = 4, set[int]()
+    at, seen, pages = 4, set[int](), list[int]()
     while at not in seen:
         seen.add(at)
         if at + 4 > len(data):
-            return "a truncated TIFF"
+            return [*pages, -1]
         start = int.from_bytes(data[at : at + 4], order)
         if not start:
             break
-        at = start + 2 + 12 * int.from_bytes(data[start : start + 2], order)
-    return ""
+        count = int.from_bytes(data[start : start + 2], order)
+        entries = (data[start + 2 + 12 * i : start + 14 + 12 * i] for i in range(count))
+        # NewSubfileType: bit 0 is a smaller copy, bit 2 a transparency mask.
+        kinds = (int.from_bytes(e[8:12], order) for e in entries if int.from_bytes(e[:2], order) == 254)
+        pages += [] if any(kind & 5 for kind in kinds) else [start]
+        at = start + 2 + 12 * count
+    return pages
+
+
+def _is_animated(data: bytes) -> bool:
+    """Whether a whole PNG (APNG: a chunk acTL before the pixels) or WebP (a bit of its header) has several frames."""
+    if data.startswith(SIGNATURE):
+        return b"acTL" in data[: data.find(b"IDAT")]
+    return data[8:16] == b"WEBPVP8X" and bool(data[20] & 2)

@@ -1,7 +1,7 @@
 """The JPEG tree: a data set's images once more as gray baseline JPEGs, which decode faster than PNG, also on GPUs.
 
-`<tree>/<split>/DCM/IDxxx/<stem>.jpg` stands for the image of the same place and stem in the data set. `jpeg_tree.json`
-beside the splits says with which settings and from which state of each image they were made.
+`<tree>/<split>/DCM/IDxxx/<stem>.jpg` (in any layout) stands for the image of the same place and stem in the data set.
+`jpeg_tree.json` beside the splits says with which settings and from which state of each image they were made.
 """
 
 from __future__ import annotations
@@ -20,10 +20,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from config import ConfigProblem
+from config import Config, ConfigProblem
 from dataset.clahe import Clahe
 from dataset.images import read_image
+from dataset.layouts import every_image
 from dataset.readers import Record, read_folder
+from engine import settings
 from engine.files import FileProblem, atomic_path, locked, write_json
 from engine.progress import progress
 
@@ -194,7 +196,7 @@ def open_tree(tree: Path) -> Tree:
 def write_tree(
     records_root: Path, output: Path, quality: int, clahe: Clahe | None, workers: int, overwrite: bool
 ) -> Report:
-    """Write the JPEG tree of all images below `records_root/<split>/DCM`, or finish one that was begun.
+    """Write the JPEG tree of all images of the data set at `records_root`, or finish one that was begun.
 
     Every JPEG has the size of its original, one component and the sequential baseline mode (ITU T.81, SOF0), and is
     decoded once it is written. Images whose JPEG is there and whose size and time have not changed are left alone.
@@ -255,9 +257,11 @@ def _write(
 def _originals(root: Path) -> list[str]:
     """Paths below `root` of the images of all splits."""
     folders = sorted(folder for folder in root.glob("*/DCM") if folder.is_dir())
-    if not folders:
-        raise FileProblem(f"{root} holds no images: point --data_root at the folder that holds train/DCM.")
-    names = [record.image.relative_to(root).as_posix() for folder in folders for record in read_folder(folder)]
+    images = [record.image for folder in folders for record in read_folder(folder)]
+    images = images or every_image(settings.replace(Config(), {"data_root": str(root)}))
+    if not images:
+        raise FileProblem(f"{root} holds no images: point --data_root at the folder that holds train/DCM or images.")
+    names = [image.relative_to(root).as_posix() for image in images]
     stems: dict[Path, str] = {}
     for name in names:
         twin = stems.setdefault(Path(name).with_suffix(""), name)

@@ -1,4 +1,4 @@
-"""Label files -> polygons -> packed words (see engine/bits.py for the convention)."""
+"""Label files -> polygons or runs -> packed words (see engine/bits.py for the convention)."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from numba import njit
 from numpy.typing import NDArray
 
 from config import suggest
+from dataset.images import image_shape
+from dataset.masks import read_mask_runs
 from dataset.readers import Record
-from dataset.runs import Runs
+from dataset.runs import Runs, read_runs
 from engine.bits import n_words
 from engine.files import FileProblem
 
@@ -30,8 +32,24 @@ FARTHEST = 1e6
 
 def read_label(record: Record, classes: Sequence[str], height: int, width: int) -> NDArray[np.int32]:
     """Packed label of a record at the image's own size, (words, H, W) int32: the truth, so never a predicted one."""
-    assert record.label is not None and record.pseudo is None
-    return rasterise(read_polygons(record.label, classes), classes, height, width, str(record.label))
+    assert record.pseudo is None
+    return rasterise(read_shapes(record, classes), classes, height, width, str(record.label))
+
+
+def read_shapes(record: Record, classes: Sequence[str]) -> Shapes:
+    """What the label of a record shows, drawn by people or predicted.
+
+    Raises:
+        FileProblem: the label can't be used; names it.
+    """
+    assert record.label is not None
+    if record.pseudo:
+        return read_runs(record, classes)
+    if record.kind == "masks":
+        return read_mask_runs(record, classes)
+    if record.kind == "labelme":
+        return read_labelme(record, classes)
+    return read_polygons(record.label, classes)
 
 
 def read_polygons(path: Path, classes: Sequence[str]) -> dict[str, list[NDArray[np.int32]]]:
@@ -40,12 +58,7 @@ def read_polygons(path: Path, classes: Sequence[str]) -> dict[str, list[NDArray[
     Raises:
         FileProblem: not JSON, not this format, an unknown label, or fewer than three points; names file and label.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise FileProblem(f"{path} cannot be read ({error.strerror}): check the path and its permissions.") from None
-    except (ValueError, RecursionError) as error:
-        raise FileProblem(f"{path} is not JSON ({error}): fetch the file again or exclude the image.") from None
+    content = read_json(path)
     annotations = content.get("annotations") if isinstance(content, dict) else None
     if not isinstance(annotations, list):
         raise FileProblem(f"{path} has no list 'annotations': it is not a competition label; exclude the image.")
@@ -59,6 +72,78 @@ def read_polygons(path: Path, classes: Sequence[str]) -> dict[str, list[NDArray[
         for points in _point_lists(entry.get("points")):
             polygons.setdefault(label, []).append(_polygon(points, f"{path}: {label}"))
     return polygons
+
+
+def read_labelme(record: Record, classes: Sequence[str]) -> dict[str, list[NDArray[np.int32]]]:
+    """Polygons and rectangles of a labelme JSON; a vertex is the pixel that it lies in. An image in it is not used.
+
+    Raises:
+        FileProblem: not JSON, not this format, an unknown label, a shape without area, or of an image of another size.
+    """
+    path = record.label
+    assert path is not None
+    content = read_json(path)
+    found: dict[str, list[NDArray[np.int32]]] = {}
+    for label, kind, points in labelme_shapes(content, path):
+        if label not in classes:
+            raise FileProblem(
+                f"{path}: label {label!r} is no class{suggest(label, classes)}. Correct it or set --classes."
+            )
+        if kind not in ("polygon", "rectangle"):
+            raise FileProblem(
+                f"{path}: {label} is a {kind}, but must be a polygon or a rectangle: draw it as a polygon in labelme, "
+                f"or exclude the image."
+            )
+        corners = _rectangle(points) if kind == "rectangle" else points
+        found.setdefault(label, []).append(_polygon(corners, f"{path}: {label}"))
+    drawn_on = content.get("imageHeight"), content.get("imageWidth")
+    if None not in drawn_on and drawn_on != (shape := image_shape(record.image)):
+        raise FileProblem(
+            f"{path} was drawn on an image of {drawn_on[1]} x {drawn_on[0]} px, but {record.image.name} is "
+            f"{shape[1]} x {shape[0]}: give the image that was labelled."
+        )
+    return found
+
+
+def labelme_shapes(content: Any, path: Path) -> list[tuple[str, str, Any]]:
+    """Label, type and points of each shape.
+
+    Raises:
+        FileProblem: the JSON is no labelme file.
+    """
+    shapes = content.get("shapes") if isinstance(content, dict) else None
+    if not isinstance(shapes, list):
+        raise FileProblem(f"{path} has no list 'shapes': it is no labelme file; label the image anew or exclude it.")
+    found = []
+    for entry in shapes:
+        label = entry.get("label") if isinstance(entry, dict) else None
+        if not isinstance(label, str) or not label:
+            raise FileProblem(f"{path}: label {label!r} is no name. Correct it in labelme.")
+        found.append((label, str(entry.get("shape_type") or "polygon"), entry.get("points")))
+    return found
+
+
+def _rectangle(points: Any) -> Any:
+    """Its corners, from two that lie opposite; anything else as it is."""
+    try:
+        (x0, y0), (x1, y1) = points
+    except (TypeError, ValueError):
+        return points
+    return [[x0, y0], [x1, y0], [x1, y1], [x0, y1]]
+
+
+def read_json(path: Path) -> Any:
+    """A label file's content.
+
+    Raises:
+        FileProblem: it can't be read or is not JSON; names the file.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise FileProblem(f"{path} cannot be read ({error.strerror}): check the path and its permissions.") from None
+    except (ValueError, RecursionError) as error:
+        raise FileProblem(f"{path} is not JSON ({error}): fetch the file again or exclude the image.") from None
 
 
 def _point_lists(points: Any) -> list[Any]:

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from config import Config
 from dataset.check import Verdict, check_data, table, write_bad_files
+from dataset.layouts import find_layout, has_split, pair_split, read_split
 from dataset.phantom import RECORD, phantom_matches, write_phantom_set
 from dataset.pseudo import pseudo_records
-from dataset.readers import KNOWN_BAD_LABELS, Record, pair_competition, read_competition
+from dataset.readers import KNOWN_BAD_LABELS, Record
 from dataset.selection import select
 from dataset.switches import switches_of
 from engine.files import FileProblem
@@ -64,8 +65,8 @@ def undrawn(subjects: int) -> list[Record]:
 def look_at_data(cfg: Config) -> Verdict:
     """Check the files of data_root and show what is wrong; the list goes to <output_dir>/bad_files.csv."""
     root, data, switches = Path(cfg.data.data_root), cfg.data, switches_of(cfg)
-    if not pair_competition(root, "train").records:
-        read_competition(root, "train")  # raises: there is nothing to look at
+    if not pair_split(cfg, "train").records:
+        read_split(cfg, "train")  # raises: there is nothing to look at
     if data.pseudo:
         pseudo_records(cfg)  # raises: what is wrong there must not be taken for missing files below
     try:
@@ -74,17 +75,21 @@ def look_at_data(cfg: Config) -> Verdict:
         folds = {side: {r.subject for r in part} for side, part in (("training", train), ("validation", val))}
     except FileProblem:
         folds = None  # of files that are missing, which the check itself lists
-    held_out = [data.holdout] if data.holdout and (root / data.holdout / "DCM").is_dir() else []
+    held_out = [data.holdout] if data.holdout and has_split(cfg, data.holdout) else []
+    splits = ("train", *held_out, "test")
     verdict = check_data(
         root,
         data.classes,
         folds,
         Path(data.cache_dir or root / "cache") / "check.json",
         os.cpu_count() or 1,
-        splits=("train", *held_out, "test"),
+        pairs={split: pair_split(cfg, split) for split in splits},
         exclude={*data.exclude, *(KNOWN_BAD_LABELS if switches.exclude else ())},
+        alike=find_layout(cfg) == "competition",
     )
     print(table(verdict), flush=True)
+    if "val" not in splits and has_split(cfg, "val"):
+        print("data: the split val is not used: give --holdout val to validate on it.", flush=True)
     if verdict.faults:
         path = Path(cfg.run.output_dir) / "bad_files.csv"
         write_bad_files(path, verdict)

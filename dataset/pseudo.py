@@ -18,7 +18,8 @@ from statistics import fmean
 
 from config import Config, ConfigProblem, suggest
 from dataset.images import image_shape
-from dataset.readers import Pseudo, Record, read_competition, read_folder
+from dataset.layouts import read_split
+from dataset.readers import Pseudo, Record, read_folder
 from dataset.runs import check_masks, check_names, split_rows
 from dataset.switches import switches_of
 from engine.files import FileProblem
@@ -52,7 +53,7 @@ def pseudo_images(cfg: Config) -> list[Record]:
     """
     data, root = cfg.data, Path(cfg.data.data_root)
     if not data.pseudo_images:
-        return [replace(record, label=None) for record in read_competition(root, "test")]
+        return [replace(record, label=None, masks=()) for record in read_split(cfg, "test")]
     folder = Path(data.pseudo_images)
     inside = folder.relative_to(root).parts if folder.is_relative_to(root) else ()
     if switches_of(cfg).preprocessed and inside[1:2] != ("DCM",):

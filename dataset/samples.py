@@ -14,12 +14,11 @@ from numpy.typing import NDArray
 
 from config import Config
 from dataset.frame import Frame, View, fit_frame
-from dataset.labels import Shapes, class_boxes, rasterise, read_polygons
+from dataset.labels import Shapes, class_boxes, rasterise, read_shapes
 from dataset.mixing import mix
 from dataset.order import Key
 from dataset.plan import DISTORTIONS, FILTERS, MIXERS, Boxes, Cell, Plan, draw_plan, generator, grid_side
 from dataset.readers import Record
-from dataset.runs import read_runs
 from dataset.sources import Source
 from dataset.warp import label_region, label_steps, warp_bits, warp_image
 from engine.files import FileProblem
@@ -35,16 +34,6 @@ DONOR = 2**31
 
 class Unfit(FileProblem):
     """A good file that an executor can't take: never skipped, as the other executors would train on it."""
-
-
-def read_shapes(record: Record, classes: Sequence[str]) -> Shapes:
-    """What the label of a record shows, drawn by people or predicted.
-
-    Raises:
-        FileProblem: the label can't be used; names it.
-    """
-    assert record.label is not None
-    return read_runs(record, classes) if record.pseudo else read_polygons(record.label, classes)
 
 
 def _load_kernels() -> None:

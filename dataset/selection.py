@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from config import Config
+from dataset.layouts import has_split, read_split
 from dataset.pseudo import add_pseudo
-from dataset.readers import Record, leave_out, read_competition
+from dataset.readers import Record, leave_out
 from dataset.splits import check_disjoint, fold_split, hold_out, load_folds, read_strata, save_folds
 from dataset.switches import Switches
 
@@ -23,12 +24,12 @@ def select(
     Args:
         records: all labelled ones; None reads those of data_root.
     """
-    data, root = cfg.data, Path(cfg.data.data_root)
-    found = read_competition(root, "train") if records is None else list(records)
+    data = cfg.data
+    found = read_split(cfg, "train") if records is None else list(records)
     if data.fold == "none":
         train, val = found, list[Record]()
-    elif data.holdout and (root / data.holdout / "DCM").is_dir():
-        train, val = found, read_competition(root, data.holdout)
+    elif data.holdout and has_split(cfg, data.holdout):
+        train, val = found, read_split(cfg, data.holdout)
         check_disjoint(train, val)
     elif data.holdout:
         train, val = hold_out(found, Path(data.holdout))
@@ -50,7 +51,7 @@ def write_fold_file(cfg: Config) -> Path | None:
     path = Path(data.fold_file)
     if not data.fold_file or data.holdout or path.exists():
         return None
-    found = read_competition(Path(data.data_root), "train")
+    found = read_split(cfg, "train")
     save_folds(path, found, data.n_folds, data.split_seed, _strata(cfg, found))
     return path
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from config import ConfigProblem, suggest
-from dataset.readers import Record
+from dataset.readers import Record, composed
 from engine.files import FileProblem, write_text
 
 Split = tuple[list[Record], list[Record]]
@@ -107,9 +107,8 @@ def hold_out(records: Sequence[Record], path: Path) -> Split:
         FileProblem: the file can't be read.
         ConfigProblem: an entry matches nothing or several images, one side is empty, or a subject is on both sides.
     """
-    lines = [re.sub(r"(^|\s)#.*", "", line).strip() for line in _text(path).splitlines()]
     held_out: set[Record] = set()
-    for entry in filter(None, lines):
+    for entry in listed_in(path):
         held_out.update(_named(entry, records, path))
     train = [record for record in records if record not in held_out]
     val = [record for record in records if record in held_out]
@@ -118,6 +117,44 @@ def hold_out(records: Sequence[Record], path: Path) -> Split:
         raise ConfigProblem(f"{path} lists {what}: name the subjects that validate, and leave others to train.")
     check_disjoint(train, val)
     return train, val
+
+
+def cut(records: Sequence[Record], shares: Mapping[str, float], seed: int) -> dict[str, list[Record]]:
+    """Splits of about these shares of the images.
+
+    Subjects are shuffled by `seed`, and each goes to the split that lacks most images.
+
+    Args:
+        shares: split -> share; together 1.
+
+    Raises:
+        ConfigProblem: a split gets no subject.
+    """
+    count = Counter(record.subject for record in records)
+    subjects = sorted(count)
+    lacking = {split: share * len(records) for split, share in shares.items()}
+    split_of: dict[str, str] = {}
+    for i in np.random.default_rng(seed).permutation(len(subjects)):
+        split = max(lacking, key=lambda name: lacking[name])
+        split_of[subjects[i]] = split
+        lacking[split] -= count[subjects[i]]
+    found = {split: [record for record in records if split_of[record.subject] == split] for split in shares}
+    for split, share in shares.items():
+        if share and not found[split]:
+            raise ConfigProblem(
+                f"{split} gets none of the {len(subjects)} subjects for its share of {share:g}: raise it or add images."
+            )
+    return found
+
+
+def listed_in(path: Path) -> list[str]:
+    """The entries of a text file, one a line, in composed Unicode; blank lines and what follows a `#` don't count.
+
+    Raises:
+        FileProblem: the file can't be read.
+    """
+    lines = [re.sub(r"(^|\s)#.*", "", line).strip() for line in _text(path).splitlines()]
+    return [composed(line) for line in lines if line]
 
 
 def check_disjoint(train: Sequence[Record], val: Sequence[Record]) -> None:
@@ -199,10 +236,10 @@ def _read_folds(path: Path) -> dict[str, int]:
 
 def _named(entry: str, records: Sequence[Record], path: Path) -> list[Record]:
     """The records that a line of a hold-out file means."""
-    found = [record for record in records if entry in (record.subject, record.key)]
+    found = [record for record in records if entry in map(composed, (record.subject, record.key))]
     if found:
         return found
-    found = [record for record in records if entry == record.name]
+    found = [record for record in records if entry == composed(record.name)]
     if len(found) > 1:
         keys = " and ".join(record.key for record in found)
         raise ConfigProblem(f"{path}: {entry!r} may mean {keys}: write the one that you mean like this.")

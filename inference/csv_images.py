@@ -17,7 +17,7 @@ class ImageFlags:
     """Where the images lie; for tools that don't need them, only where they must be known."""
 
     data_root: Annotated[str, also("data_dir")] = ""
-    """Folder of the competition tree, of which --split is taken."""
+    """Folder of the data, of which --split is taken; its layout is told from the names of its files."""
     split: str = "test"
     """Split of data_root."""
     images: str = ""
@@ -35,9 +35,14 @@ class ImageFlags:
             ConfigProblem: both data_root and images are given, or none is.
             FileProblem: there are no images.
         """
-        from dataset.readers import read_competition, read_folder
+        from config import Config
+        from dataset.layouts import AUTO, read_split
+        from dataset.readers import read_folder
+        from engine import settings
 
         if bool(self.data_root) == bool(self.images):
             said = "both are given" if self.images else "none is given"
             raise ConfigProblem(f"images come from data_root or from images, but {said}: give one of them.")
-        return read_folder(Path(self.images)) if self.images else read_competition(Path(self.data_root), self.split)
+        if self.images:
+            return read_folder(Path(self.images))
+        return read_split(settings.replace(Config(), {"data_root": self.data_root, "classes": AUTO}), self.split)

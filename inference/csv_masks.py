@@ -12,11 +12,14 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from config import Config
 from dataset.images import image_shape
 from dataset.labels import read_label
+from dataset.layouts import has_split, is_data, read_split
 from dataset.pseudo import CONFIDENCE_FILE
 from dataset.readers import Record, read_competition
 from dataset.runs import DAMAGES, Runs, check_names, damaged, read_masks, read_packed
+from engine import settings
 from engine.files import FileProblem
 from engine.rle import runs_of_bits
 from inference.submission import parse_image, read_submission
@@ -208,7 +211,7 @@ def unique_stems(names: Iterable[str], where: Path) -> dict[str, str]:
 
 
 def open_masks(path: Path, split: str, classes: Sequence[str], called: Iterable[str] = ()) -> MaskSource:
-    """A CSV, the labels of a split of a competition tree (`path/<split>/DCM` is there), or else a folder of masks.
+    """A CSV, the labels of a split of a data set (in a layout of docs/data.md), or else a folder of masks.
 
     Args:
         called: see FolderMasks.
@@ -224,6 +227,11 @@ def open_masks(path: Path, split: str, classes: Sequence[str], called: Iterable[
         return LabelMasks(path, read_competition(path, split), classes)
     if next(path.glob("*/DCM"), None):
         raise FileProblem(f"{path} is a competition tree without {split}/DCM: give another --split or another folder.")
+    cfg = settings.replace(Config(), {"data_root": str(path), "classes": tuple(classes)})
+    if is_data(cfg):
+        if not has_split(cfg, split):
+            raise FileProblem(f"{path} is a data set without the split {split}: give another --split or folder.")
+        return LabelMasks(path, read_split(cfg, split), classes)
     return FolderMasks(path, classes, called)
 
 
