@@ -95,12 +95,24 @@ class Run:
 @dataclass(frozen=True)
 class Data:
     data_root: Annotated[str, also("data_dir")] = "../data"
-    """Folder of the competition tree: train/DCM, train/outputs_json, test/DCM."""
+    """Folder of the data, such as the competition's train/DCM, train/outputs_json and test/DCM; see `layout`."""
+    layout: Literal["auto", "competition", "pairs", "mask_per_class", "labelme"] = "auto"
+    """How files lie in it: the competition's tree; an image and its mask (1.png and 1.png or 1_mask.png); a mask for
+    each class (1-0.png, 1-1.png, …); a.jpg beside a.json. auto looks which one fits."""
+    image_dir: str = "images"
+    """Folder of the images in data_root or in its train, val and test; where there is none, they lie there directly."""
+    mask_dir: str = "masks"
+    """Folder of the masks, beside image_dir; where there is none, they lie with the images."""
+    split_dir: str = "splits"
+    """Folder in data_root with train.txt, val.txt and test.txt that list image names, instead of folders so called."""
+    subject_pattern: str = ""
+    """Regular expression that finds the subject in an image's path below its folder, as its first group: ^(p\\d+)_.
+    Empty takes the first folder, else the name without _L or _R. The competition's subjects are its folders."""
     dataset_file: Annotated[str, also("dataset")] = "dataset.dataset_sliding"
     """Loader: dataset.dataset (OpenCV), dataset.dataset_dali or dataset.dataset_resident, with any of the switches
     _sliding _clahe _exclude _flip _crop _preprocessed behind it; `--list_datasets` has all."""
     classes: tuple[str, ...] = HAND_BONES
-    """Class names in the order of the output channels and of the CSV."""
+    """Class names in the order of the output channels and of the CSV; auto takes them from the labels or file names."""
     exclude: tuple[str, ...] = ()
     """Training images to leave out, as subject/stem (ID058/image1661392103627). The variant _exclude adds the
     competition's known bad labels."""
@@ -111,8 +123,8 @@ class Data:
     fold_file: str = ""
     """CSV of subject,fold: written where it does not exist yet, else read, so that it can be edited."""
     holdout: str = ""
-    """Validates instead of a fold: a text file of subjects, subject/stem or image names, or a split folder in data_root
-    beside train (val)."""
+    """Validates instead of a fold: a text file of subjects, subject/stem or image names, or a split of data_root beside
+    train (val)."""
     fold: str = "0"
     """The fold that validates, 0 to n_folds - 1; all trains each fold and then scores and ensembles them; none trains
     on everything and validates nothing."""
@@ -674,7 +686,7 @@ SHORT_FLAGS: dict[str, tuple[str, str]] = {
     "use_sliding_window": ("--inference_file", "inference.inference_sliding"),
 }
 """Flag without a value -> the flag and value that it stands for."""
-BARE_VALUES: dict[str, str] = {"save_masks": "class"}
+BARE_VALUES: dict[str, str] = {"save_masks": "class", "status": "*"}
 """Field -> what its flag means without a value."""
 
 

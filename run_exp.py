@@ -9,6 +9,7 @@ import os
 import shutil
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,7 +18,7 @@ import tyro
 import config
 from config import BEST, Config, ConfigProblem
 from engine import background, flags, launch, settings
-from engine.files import remove_leftovers, write_json
+from engine.files import FileProblem, remove_leftovers, write_json
 from engine.names import all_names, resolve
 from engine.notify import check_url
 from inference.settings import full_names
@@ -63,6 +64,12 @@ class Commands:
     """Train without that look; it is quick where nothing has changed since the last one."""
     bg: bool = False
     """Run in the background, detached from the terminal; output goes to log/<exp_name>.log."""
+    status: str = ""
+    """Print how the experiment of this name is, or without a name all that have run here."""
+    stop: str = ""
+    """Have the experiment of this name save and leave; kill it where it does not within a minute."""
+    follow: str = ""
+    """Print the log of the experiment of this name until it ends; exits with its exit code."""
     list_models: bool = False
     """Print the names for --model_file, one a line."""
     describe_model: str = ""
@@ -89,6 +96,8 @@ def _command(argv: list[str], parsed: flags.Parsed[Commands], commands: Commands
     if listing := _listing(commands):
         print("\n".join(listing), flush=True)
         return 0
+    if commands.status or commands.stop or commands.follow:
+        return _control(commands)
     if commands.describe_model:
         from model.describe import describe, text
 
@@ -96,6 +105,8 @@ def _command(argv: list[str], parsed: flags.Parsed[Commands], commands: Commands
         settings.check(cfg)
         print(text(describe(cfg), cfg), flush=True)
         return 0
+    if not (launch.inside() or commands.print_config):
+        background.check_free(parsed.cfg.run.exp_name, None if commands.bg else parsed.cfg.folder)
     alone = _ensemble_alone(parsed.cfg)
     if alone:
         from inference.command import base_of
@@ -111,6 +122,10 @@ def _command(argv: list[str], parsed: flags.Parsed[Commands], commands: Commands
     if commands.print_config:
         print(flags.describe(cfg, parsed.sources), flush=True)
         return 0
+    if not alone:
+        from dataset.layouts import with_classes
+
+        cfg = with_classes(cfg)
     if commands.dry_run:
         return _dry_run(cfg, alone)
     if commands.bg:
@@ -118,16 +133,41 @@ def _command(argv: list[str], parsed: flags.Parsed[Commands], commands: Commands
         # The last flag wins, however --bg was spelt: a child that still saw it would start another, for ever.
         print(background.start([os.path.abspath(__file__), *argv, "--no_bg"], cfg.run.exp_name))
         return 0
-    if alone:
-        from inference.command import ensemble_plan, run_plan
-
-        return run_plan(ensemble_plan(cfg, set()), cfg)
     if commands.check_data:
         from dataset.prepare import look_at_data, prepare_data
 
         prepare_data(cfg)
         return 0 if look_at_data(_first_fold(cfg)).ok else 1
-    return _run(argv, cfg, check=not commands.no_check_data)
+    if not launch.inside() and not alone and not _prepared(cfg, check=not commands.no_check_data):
+        return 1
+    work = partial(_vote, cfg) if alone else partial(_run, argv, cfg)
+    return background.on_record(cfg.run.exp_name, cfg.folder, argv, work)
+
+
+def _prepared(cfg: Config, check: bool) -> bool:
+    """Whether the data are there and fit to train on. What is refused here leaves nothing on record."""
+    from dataset.prepare import may_train, prepare_data
+
+    _check_folder(cfg)
+    prepare_data(cfg)
+    return not check or may_train(_first_fold(cfg))
+
+
+def _control(commands: Commands) -> int:
+    """Look at another run, follow or stop it."""
+    from engine import control
+
+    if commands.status:
+        print(control.status("" if commands.status == "*" else commands.status), flush=True)
+        return 0
+    return control.stop(commands.stop) if commands.stop else control.follow(commands.follow)
+
+
+def _vote(cfg: Config) -> int:
+    """An ensemble of what others have trained."""
+    from inference.command import ensemble_plan, run_plan
+
+    return run_plan(ensemble_plan(cfg, set()), cfg)
 
 
 def _ensemble_alone(cfg: Config) -> bool:
@@ -161,6 +201,7 @@ def _resumed(argv: list[str], parsed: flags.Parsed[Commands]) -> flags.Parsed[Co
     Raises:
         ConfigProblem: a setting differs that changes the network or the optimizer, without --force_resume.
     """
+    from dataset.layouts import with_classes
     from engine.run_state import has_state, newest_state
 
     folder, path = parsed.cfg.folder, parsed.cfg.folder / "config.json"
@@ -170,7 +211,7 @@ def _resumed(argv: list[str], parsed: flags.Parsed[Commands]) -> flags.Parsed[Co
         record = newest_state(folder)[0]["config"]
     saved, names = settings.from_record(record, str(folder))
     resumed, _ = flags.parse(argv, Commands, DESCRIPTION, base=saved)
-    now = full_names(resumed.cfg)
+    now = with_classes(full_names(resumed.cfg))
     changed = [n for n in sorted(names - OF_A_START) if settings.get(now, n) != settings.get(saved, n)]
     said = [f"{n} {settings.get(now, n)!r} instead of {settings.get(saved, n)!r}" for n in changed]
     decided = [text for name, text in zip(changed, said, strict=True) if name in OF_A_NETWORK]
@@ -266,18 +307,12 @@ def _build_trainer(cfg: Config, records: list[Record] | None = None) -> Trainer:
     return Trainer(cfg, records)
 
 
-def _run(argv: list[str], cfg: Config, check: bool) -> int:
-    """Prepare and check the data, then train and predict; tells `notify` how it went."""
+def _run(argv: list[str], cfg: Config) -> int:
+    """Train and predict; tells `notify` how it went."""
     from engine.notify import notify
 
-    _check_folder(cfg)
     if launch.inside():
         return _train(cfg)
-    from dataset.prepare import may_train, prepare_data
-
-    prepare_data(cfg)
-    if check and not may_train(_first_fold(cfg)):
-        return 1
     notify(cfg.run.notify, f"{cfg.run.exp_name}: started")
     ending, code = "failed", 1
     try:
@@ -341,6 +376,8 @@ def _train(cfg: Config) -> int:
             score = "not validated" if math.isnan(best.score) else f"validation Dice {best.score:.4f}"
             print(f"{score} (epoch {best.epoch})")
             _submit(cfg, best, trainer.world)
+            if first:
+                _report(cfg.folder)
     except BaseException:
         code = 1
         raise
@@ -351,6 +388,17 @@ def _train(cfg: Config) -> int:
     return code
 
 
+def _report(folder: Path) -> None:
+    """Write the experiment's page; a failed one never fails a run."""
+    from report.page import write_report
+    from report.sources import experiments
+
+    try:
+        print(f"report:     {write_report(folder / 'report', experiments([folder]))}", flush=True)
+    except (ConfigProblem, FileProblem) as problem:
+        print(f"no report: {problem}", file=sys.stderr, flush=True)
+
+
 def _submit(cfg: Config, best: Trained, world: World) -> None:
     """Predict the test split with the trained network, or the ensemble that the settings name."""
     from inference.command import ENSEMBLE, ensemble_plan
@@ -359,7 +407,7 @@ def _submit(cfg: Config, best: Trained, world: World) -> None:
     from inference.submit import has_test_split, submit
 
     if not has_test_split(cfg):
-        print(f"{cfg.data.data_root} has no test/DCM: no CSV. Weights: {best.path}")
+        print(f"{cfg.data.data_root} has no test split: no CSV. Weights: {best.path}")
         return
     # Where the settings say where results go, that is for the inference commands.
     cfg = settings.replace(cfg, {"split": "test", "input": "", "output": "", "shard": ""})
@@ -428,7 +476,8 @@ def _run_folds(argv: list[str], cfg: Config) -> int:
     if has_test_split(saved):
         submit(plan_folds(read_folds(saved.folder), saved, saved.folder))
     else:
-        print(f"{saved.data.data_root} has no test/DCM: no CSV. Weights: {saved.folder / 'fold*' / BEST}")
+        print(f"{saved.data.data_root} has no test split: no CSV. Weights: {saved.folder / 'fold*' / BEST}")
+    _report(cfg.folder)
     launch.write_result(cfg.folder, 0)
     return 0
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -328,6 +329,10 @@ def check(cfg: Config) -> None:
             "fold all contradicts holdout, overfit_batches and profile: give one fold, or leave them out.",
         ),
         (not data.classes, "classes is empty: name at least one class."),
+        (
+            bool(data.subject_pattern) and not _has_group(data.subject_pattern),
+            f"subject_pattern is {data.subject_pattern!r}, but must be a regular expression with a group: ^(p\\d+)_.",
+        ),
         (len(set(data.classes)) < len(data.classes), f"classes has a name twice: {', '.join(data.classes)}."),
         (
             window.stride > window.window_size,
@@ -367,6 +372,13 @@ def check(cfg: Config) -> None:
     broken += [sentence for wrong, sentence in rules if wrong] + _faults_of_schedule(train) + _faults_of_inference(cfg)
     if broken:
         raise ConfigProblem("\n".join(broken))
+
+
+def _has_group(pattern: str) -> bool:
+    try:
+        return re.compile(pattern).groups > 0
+    except re.error:
+        return False
 
 
 def _faults_of_schedule(train: Train) -> list[str]:

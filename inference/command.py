@@ -14,7 +14,7 @@ from config import Config, ConfigProblem
 from engine import flags, launch, settings
 from engine.files import FileProblem
 from engine.names import resolve
-from inference.settings import full_names
+from inference.settings import PLACES, full_names
 
 if TYPE_CHECKING:
     from inference.plan import Plan
@@ -27,7 +27,7 @@ OF_TRAINING = {
         for f in dataclasses.fields(section)
     ),
     *("seed", "overwrite", "windows_per_image"),
-} - {"data_root", "amp"}
+} - {*PLACES, "amp"}
 """Fields that the training decided, or that mean nothing once a network is trained."""
 
 ENSEMBLE, FOLDS = "inference_ensemble", "inference_kfold"

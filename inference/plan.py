@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from config import BEST, Config, ConfigProblem, EnsembleMember
-from dataset.readers import Record, read_competition, read_folder
+from dataset.layouts import read_split
+from dataset.readers import Record, read_folder
 from dataset.selection import select
 from dataset.switches import switches_of
 from engine import settings
@@ -25,6 +26,7 @@ from inference.fitted import read_fitted
 from inference.job import JOB_NAME, Identity, Job, Results, working_folder
 from inference.part_file import ALL, Part
 from inference.pipeline import fill
+from inference.settings import PLACES
 from model.checkpoint import Trained, check_classes
 from model.onnx_file import read_trained
 
@@ -239,7 +241,7 @@ def images_of(cfg: Config) -> list[Record]:
     """The images that `input` names, else the test split."""
     if cfg.inference.input:
         return read_folder(Path(cfg.inference.input))
-    return read_competition(Path(cfg.data.data_root), "test")
+    return read_split(cfg, "test")
 
 
 def validated_on(cfg: Config) -> list[Record]:
@@ -298,7 +300,7 @@ def as_member(own: Config, shared: Config, entry: EnsembleMember, given: Collect
 
 def _where(own: Config, now: Config) -> Config:
     """`own` with the data where they are now."""
-    return settings.replace(own, {"data_root": now.data.data_root})
+    return settings.replace(own, {name: settings.get(now, name) for name in PLACES})
 
 
 def _fitted(cfg: Config, folder: Path, voters: Sequence[Voter]) -> tuple[Config, list[list[float]] | None]:

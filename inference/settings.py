@@ -9,6 +9,9 @@ from engine.names import resolve
 from model.losses import canonical_name, canonical_schedule
 from model.losses import check as check_losses
 
+PLACES = ("data_root", "layout", "image_dir", "mask_dir", "split_dir", "subject_pattern")
+"""Where the data lie: that may change after a training."""
+
 
 def full_names(cfg: Config) -> Config:
     """`cfg` with full names where short or differently spelt ones were given.

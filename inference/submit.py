@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
 from config import Config
-from dataset.readers import read_competition
+from dataset.layouts import has_split, read_split
 from engine.devices import pick_device
 from engine.distributed import ALONE, World
 from inference.baseline import mean_mask_dice
@@ -19,7 +18,7 @@ from inference.plan import Plan, infer, new_folder
 
 def has_test_split(cfg: Config) -> bool:
     """Whether there is something to predict."""
-    return (Path(cfg.data.data_root) / "test" / "DCM").is_dir()
+    return has_split(cfg, "test")
 
 
 def submit(plan: Plan, world: World = ALONE) -> None:
@@ -56,7 +55,6 @@ def _print_baseline(cfg: Config, table: DiceTable) -> None:
     """On phantoms, how far the network is above the mean training mask."""
     if not cfg.phantom.phantom or cfg.run.debug:
         return
-    root = Path(cfg.data.data_root)
-    mean_mask = mean_mask_dice(read_competition(root, "train"), read_competition(root, "test"), cfg)
+    mean_mask = mean_mask_dice(read_split(cfg, "train"), read_split(cfg, "test"), cfg)
     above = table.mean() - mean_mask
     print(f"mean training mask, on the hand's true box: Dice {mean_mask:.4f}; the network is {above:.4f} above")

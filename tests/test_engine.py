@@ -1,4 +1,4 @@
-"""engine/: whole files, progress, metrics.csv, background processes, packed bits."""
+"""engine/: whole files, progress, metrics.csv, packed bits."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from config import Config, ConfigProblem
-from engine import background, files, progress
+from engine import files, progress
 from engine.bits import n_words, pack, unpack
 from engine.devices import pick_device
 from engine.files import FileProblem, atomic_path, is_disk_full, write_json, write_text
@@ -296,33 +296,6 @@ def test_a_forgotten_or_unknown_column_is_our_own_mistake(tmp_path: Path) -> Non
         metrics.add(epoch=1)
     with pytest.raises(AssertionError):
         metrics.add(**row(1), speed=3.0)
-
-
-# --- background
-
-
-def test_a_background_process_is_detached_and_writes_to_its_log(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "log").mkdir()
-    (tmp_path / "log" / "my exp.log").write_text("an earlier run\n")
-    script = (
-        "import os, sys; print('session', os.getsid(0) == os.getpid() != os.getppid());"
-        "print('stdin', repr(sys.stdin.read())); print('to stderr', file=sys.stderr); print(sys.argv[1:])"
-    )
-    said = background.start(["-c", script, "--lr", "1e-3"], "my exp")
-    follow, stop = re.search(r"tail -f (.+)", said), re.search(r"kill (\d+)", said)
-    assert follow is not None
-    assert stop is not None
-    log = tmp_path / follow[1].strip("'")
-    assert log == tmp_path / "log" / "my exp.log"
-    _, status = os.waitpid(int(stop[1]), 0)
-    assert status == 0
-    lines = log.read_text().splitlines()
-    assert lines[0] == "an earlier run"
-    assert re.match(r"--- \d{4}-\d\d-\d\d \d\d:\d\d:\d\d \S*python\S* .*--lr 1e-3", lines[1])
-    assert lines[2:] == ["session True", "stdin ''", "to stderr", "['--lr', '1e-3']"]
 
 
 # --- packed bits and the device

@@ -129,7 +129,8 @@ def test_the_reader_of_imports(text: str, found: set[str], tmp_path: Path, monke
 
 
 DISTRIBUTIONS = {
-    "cv2": "opencv-python-headless", "PIL": "pillow", "nvidia": "nvidia-dali-cuda120", "pynvml": "nvidia-ml-py"
+    "cv2": "opencv-python-headless", "PIL": "pillow", "nvidia": "nvidia-dali-cuda120", "pynvml": "nvidia-ml-py",
+    "yaml": "pyyaml",
 }
 """Import name -> name in requirements.txt, where they differ."""
 
@@ -143,7 +144,7 @@ def test_everything_imported_is_pinned() -> None:
     }
     ours = {path.stem for path in [*ROOT.glob("*.py"), *ROOT.glob("tests/*.py")]}
     ours |= {path.name for path in ROOT.iterdir() if path.is_dir()}
-    folders = ("engine", "dataset", "model", "inference", "scripts", "tests")
+    folders = ("engine", "dataset", "model", "inference", "report", "scripts", "tests")
     for path in [*ROOT.glob("*.py"), *(path for folder in folders for path in (ROOT / folder).rglob("*.py"))]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []

@@ -506,18 +506,20 @@ def test_an_error_of_the_file_system_is_one_sentence(tmp_path: Path, phantom_roo
 
 
 def test_an_error_of_our_own_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(argv: list[str], cfg: Config, check: bool) -> int:
+    def broken(argv: list[str], cfg: Config) -> int:
         raise OSError("no file is named")
 
+    monkeypatch.setattr(run_exp, "_prepared", lambda cfg, check: True)
     monkeypatch.setattr(run_exp, "_run", broken)
     with pytest.raises(OSError, match="no file is named"):
         run()
 
 
 def test_ctrl_c_outside_of_training_leaves_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(argv: list[str], cfg: Config, check: bool) -> int:
+    def interrupted(argv: list[str], cfg: Config) -> int:
         raise KeyboardInterrupt
 
+    monkeypatch.setattr(run_exp, "_prepared", lambda cfg, check: True)
     monkeypatch.setattr(run_exp, "_run", interrupted)
     code, _, err = run()
     assert code == 130
@@ -627,7 +629,7 @@ def test_the_background_run_is_the_same_but_in_the_foreground(
 def test_a_background_run_reports_to_its_log(tmp_path: Path, phantom_root: Path) -> None:
     code, out, _ = run(*tiny(phantom_root, tmp_path, "behind"), "--bg")
     assert code == 0
-    pid, log = re.search(r"kill (\d+)", out), Path("log/behind.log")
+    pid, log = re.search(r"process (\d+)", out), Path("log/behind.log")
     assert pid is not None
     assert str(log) in out
     assert os.waitstatus_to_exitcode(os.waitpid(int(pid[1]), 0)[1]) == 0
