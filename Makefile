@@ -4,7 +4,7 @@ PYTHON ?= $(shell for p in python3.12 python3.11 python3 python; do \
 	$$p -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 
-.PHONY: demo smoke test test-full test-gpu setup lint help
+.PHONY: demo smoke test test-full test-gpu test-slurm test-ray setup lint help
 
 help:            ## This list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 18
@@ -19,13 +19,19 @@ smoke: setup     ## The same path in a minute
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile
 
 test: setup      ## The test suite (under 10 minutes on two cores)
-	$(PYTEST) -m "not full and not gpu"
+	$(PYTEST) -m "not full and not gpu and not cluster"
 
 test-full: setup ## All tests, the whole demo included
-	$(PYTEST) -m "not gpu"
+	$(PYTEST) -m "not gpu and not cluster"
 
 test-gpu: setup  ## The tests that need a GPU
 	$(BIN)/python -m pytest -m gpu -rs
+
+test-slurm: setup ## The queue on a real Slurm of this machine (Debian's slurm-wlm and munge, and the extra slurm)
+	$(BIN)/python -m pytest -m cluster -rs tests/cluster/test_slurm.py
+
+test-ray: setup  ## The queue on a Ray cluster of two pretended servers (the extra ray)
+	$(BIN)/python -m pytest -m cluster -rs tests/cluster/test_ray.py
 
 lint: setup      ## ruff and mypy
 	$(BIN)/ruff check .

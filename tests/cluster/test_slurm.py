@@ -75,7 +75,6 @@ def test_trainings_then_an_ensemble_through_preemption_and_a_killed_controller(s
         assert what == ["start 0", *(part for step in saved for part in (f"saved {step}", f"start {step}")), "done"]
     assert queue.gpus("a") | queue.gpus("b") == {"0", "1"} and queue.gpus("c") == {"0,1"}
     assert queue.gpus("ensemble") == {""}, "what asks for no GPU sees none"
-    print(queue.report())
 
 
 def test_a_killed_scheduler_finds_its_jobs_again(slurm: SingleNode, queue: Queue) -> None:
