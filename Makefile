@@ -28,9 +28,11 @@ test-gpu: setup  ## The tests that need a GPU
 	$(BIN)/python -m pytest -m gpu -rs
 
 test-slurm: setup ## The queue on a real Slurm of this machine (Debian's slurm-wlm and munge, and the extra slurm)
+	$(BIN)/python -m pip install --disable-pip-version-check -q --no-build-isolation -e '.[slurm]'
 	$(BIN)/python -m pytest -m cluster -rs tests/cluster/test_slurm.py
 
 test-ray: setup  ## The queue on a Ray cluster of two pretended servers (the extra ray)
+	$(BIN)/python -m pip install --disable-pip-version-check -q --no-build-isolation -e '.[ray]'
 	$(BIN)/python -m pytest -m cluster -rs tests/cluster/test_ray.py
 
 lint: setup      ## ruff and mypy

@@ -15,7 +15,7 @@ from dataset.pseudo import pseudo_records
 from dataset.readers import KNOWN_BAD_LABELS, Record
 from dataset.selection import select
 from dataset.switches import switches_of
-from engine.files import FileProblem
+from engine.files import FileProblem, locked
 
 PARTS = {"train", "test", "meta_data.xlsx", "phantom.json", "cache", "jpeg"}
 """All that a phantom set holds, and what we make of it."""
@@ -47,14 +47,20 @@ def missing_phantoms(cfg: Config) -> dict[str, int]:
 
 
 def prepare_data(cfg: Config) -> None:
-    """Draw the phantom set where the settings ask for one and it does not lie there already."""
-    wanted, root = missing_phantoms(cfg), Path(cfg.data.data_root)
-    if not wanted:
+    """Draw the phantom set where the settings ask for one and it does not lie there already; one process at a time."""
+    root = Path(cfg.data.data_root)
+    if not missing_phantoms(cfg):
         return
-    if root.exists():
-        shutil.rmtree(root)
-    write_phantom_set(root, **wanted, workers=os.cpu_count() or 1)  # before training, so all cores are free
-    print(f"phantom data: {root}")
+    lock = root.with_name(f".{root.name}.lock")
+    with locked(lock, f"another run draws {root}: waiting"):
+        try:
+            if wanted := missing_phantoms(cfg):
+                if root.exists():
+                    shutil.rmtree(root)
+                write_phantom_set(root, **wanted, workers=os.cpu_count() or 1)  # before training: all cores are free
+                print(f"phantom data: {root}")
+        finally:
+            lock.unlink(missing_ok=True)  # who waits for it looks again
 
 
 def undrawn(subjects: int) -> list[Record]:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import csv
 import importlib.util
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from test_run_exp import command, one_sentence, run, tiny
+from test_run_exp import ROOT, command, one_sentence, run, tiny
 
 import run_exp
 from dataset.jpeg_tree import write_tree
@@ -196,3 +199,21 @@ def test_test_dataloader(name: str, data: Path, tmp_path: Path) -> None:
     assert f"dataset.{name}: 8 training and 4 validation images" in done.stdout
     assert done.stdout.count("images (2, 1, 64, 64) torch.uint8 on cpu") == 2
     assert done.stdout.count("29 of 29 classes") == 2 and "4 samples in" in done.stdout
+
+
+def test_two_runs_at_once_draw_their_phantoms_once(tmp_path: Path) -> None:
+    """The second waits for the first, and finds the set."""
+    said = "phantom_train=2, phantom_test=1, phantom_size=128, phantom=True, data_root='set'"
+    code = "from engine import settings; from config import Config; from dataset.prepare import prepare_data\n"
+    code += f"prepare_data(settings.replace(Config(), dict({said})))"
+    runs = [
+        subprocess.Popen(
+            [sys.executable, "-c", code], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )
+        for _ in range(2)
+    ]  # fmt: skip
+    out = [run.communicate() for run in runs]
+    assert [run.returncode for run in runs] == [0, 0], out
+    assert sum("phantom data" in text for text, _ in out) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cwd", "set"]

@@ -59,10 +59,6 @@ PartitionName=high Nodes={host} PriorityTier=10 MaxTime=60
 """
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "cluster: on a real Slurm or Ray, for `make test-slurm` and `make test-ray`")
-
-
 def wait_for(what: Callable[[], object], seconds: float = 60) -> None:
     """Until `what` is true."""
     end = time.monotonic() + seconds
