@@ -41,7 +41,6 @@ OF_A_NETWORK = {
     *("classes", "optimizer"),
 }
 """Settings that a resumed run must keep: its weights or the optimizer's state belong to them."""
-ENDINGS = {0: "done", 1: "failed", 75: "stopped, resumable", 130: "interrupted, resumable"}
 
 DESCRIPTION = """Train a network, predict the test split and write the leaderboard's CSV.
 
@@ -138,17 +137,16 @@ def _command(argv: list[str], parsed: flags.Parsed[Commands], commands: Commands
 
         prepare_data(cfg)
         return 0 if look_at_data(_first_fold(cfg)).ok else 1
-    if not launch.inside() and not alone and not _prepared(cfg, check=not commands.no_check_data):
-        return 1
-    work = partial(_vote, cfg) if alone else partial(_run, argv, cfg)
+    if not launch.inside() and not alone:
+        _check_folder(cfg)  # here, too: a command that is refused leaves the record of the run before
+    work = partial(_vote, cfg) if alone else partial(_run, argv, cfg, check=not commands.no_check_data)
     return background.on_record(cfg.run.exp_name, cfg.folder, argv, work)
 
 
 def _prepared(cfg: Config, check: bool) -> bool:
-    """Whether the data are there and fit to train on. What is refused here leaves nothing on record."""
+    """Whether the data are there and fit to train on."""
     from dataset.prepare import may_train, prepare_data
 
-    _check_folder(cfg)
     prepare_data(cfg)
     return not check or may_train(_first_fold(cfg))
 
@@ -307,17 +305,24 @@ def _build_trainer(cfg: Config, records: list[Record] | None = None) -> Trainer:
     return Trainer(cfg, records)
 
 
-def _run(argv: list[str], cfg: Config) -> int:
-    """Train and predict; tells `notify` how it went."""
+def _run(argv: list[str], cfg: Config, check: bool) -> int:
+    """Train and predict; tells `notify` how it went.
+
+    Args:
+        check: look at the data first.
+    """
     from engine.notify import notify
 
+    _check_folder(cfg)  # alone now; ranks that torchrun was given by hand come here first
     if launch.inside():
         return _train(cfg)
+    if not _prepared(cfg, check):
+        return 1
     notify(cfg.run.notify, f"{cfg.run.exp_name}: started")
     ending, code = "failed", 1
     try:
         code = _run_folds(argv, cfg) if cfg.data.fold == "all" else _start(argv, cfg)
-        ending = ENDINGS.get(code, f"failed with exit code {code}")
+        ending = background.ENDINGS.get(code, f"failed with exit code {code}")
     except BaseException as error:
         ending = f"failed: {error or type(error).__name__}"
         raise

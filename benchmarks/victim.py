@@ -20,6 +20,7 @@ import torch
 
 import run_exp
 from benchmarks.phases import Aim, Watch, install
+from engine import background
 
 HUNG = 300.0
 """Seconds after which a run is taken to hang."""
@@ -83,6 +84,7 @@ def _live(argv: Sequence[str], log: Path, watch: Watch, aim: Aim | None) -> None
         torch.set_num_threads(1)
         install(watch)
         watch.begin(aim)
+        background.LOG = log.parent / "log"
         code = run_exp.main(list(argv))
     except SystemExit as left:
         code = left.code if isinstance(left.code, int) else 1

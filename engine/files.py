@@ -122,8 +122,7 @@ def locked(path: Path, waiting: str = "") -> Iterator[None]:
         BlockingIOError: another process holds it and there is nothing to say while waiting.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.touch()
-    with open(path) as file:
+    with open(path, "a") as file:  # to write: NFS locks no file that is open for reading alone
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

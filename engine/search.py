@@ -199,9 +199,9 @@ class Search:
             print(f"{job.name}: stopped; --resume goes on with it", flush=True)
             self.halted = self.halted or EXIT_RESUMABLE  # what stopped the trial means the search as well
         elif code == 2:
-            self._tell(job.trial, job.name, TrialState.PRUNED, f"impossible: {_last_words(job.name)}")
+            self._tell(job.trial, job.name, TrialState.PRUNED, f"impossible: {background.last_words(job.name)}")
         else:
-            said = _last_words(job.name) if code else "no validation Dice in metrics.csv"
+            said = (background.last_words(job.name) or "no word") if code else "no validation Dice in metrics.csv"
             self._tell(job.trial, job.name, TrialState.FAIL, f"failed (exit code {code}): {said}")
 
     def _tell(
@@ -259,11 +259,3 @@ def _end(folder: Path) -> None:
         with suppress(psutil.NoSuchProcess):
             process.kill()
     psutil.wait_procs(alive)
-
-
-def _last_words(name: str) -> str:
-    """The last error, or else line, of an experiment's log."""
-    with open(background.LOG / f"{name}.log", "rb") as file:
-        file.seek(max(file.seek(0, os.SEEK_END) - 8192, 0))
-        lines = [line.strip() for line in file.read().decode("utf-8", "replace").splitlines() if line.strip()]
-    return next((line for line in reversed(lines) if line.startswith("error:")), lines[-1])

@@ -59,8 +59,9 @@ def command(script: str, *argv: str, cwd: Path) -> subprocess.CompletedProcess[s
 
 
 def content(folder: Path) -> dict[str, bytes | None]:
-    """Everything below a folder: relative path -> bytes, None for folders."""
-    return {p.relative_to(folder).as_posix(): p.read_bytes() if p.is_file() else None for p in folder.rglob("*")}
+    """Everything below a folder but locks: relative path -> bytes, None for folders."""
+    found = (path for path in folder.rglob("*") if path.suffix != ".lock")
+    return {path.relative_to(folder).as_posix(): path.read_bytes() if path.is_file() else None for path in found}
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
@@ -274,7 +275,9 @@ def test_the_first_command_fails_cleanly_without_data(tmp_path: Path) -> None:
     assert one_sentence(done.stderr)
     assert "../data/train/DCM" in done.stderr
     assert "--data_root" in done.stderr
-    assert content(tmp_path) == {"repo": None}
+    record = "repo/log/My_First_Exp.json"
+    assert content(tmp_path).keys() == {"repo", "repo/checkpoints", "repo/log", record}
+    assert "../data/train/DCM" in json.loads((tmp_path / record).read_text())["error"]
 
 
 @pytest.mark.parametrize(
@@ -291,7 +294,8 @@ def test_bare_commands_do_what_config_says(script: str, said: str, tmp_path: Pat
     assert (done.returncode, done.stdout) == (1, "")
     assert one_sentence(done.stderr)
     assert said in done.stderr
-    assert content(tmp_path) == {"repo": None}
+    on_record = {"repo/checkpoints", "repo/log", "repo/log/baseline.json"} if script == "run_exp.py" else set()
+    assert content(tmp_path).keys() == {"repo", *on_record}
 
 
 @pytest.mark.usefixtures("no_background")
@@ -360,6 +364,21 @@ def test_overwrite_never_deletes_what_is_no_experiment(
     assert content(tmp_path) == before
 
 
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_ranks_started_by_hand_leave_a_finished_experiment_alone(
+    rank: str, runs: Path, phantom_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`python -m torch.distributed.run … run_exp.py`: the ranks are the first to look."""
+    for name, value in {"TORCHELASTIC_RUN_ID": "x", "RANK": rank, "WORLD_SIZE": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "stdout", sys.stdout)  # all ranks but the first one close theirs
+    before = content(runs)
+    code, _, err = run(*tiny(phantom_root, runs, "tiny"))
+    assert (code, one_sentence(err)) == (2, True)
+    assert "tiny exists: give --resume to continue it, --overwrite to replace it" in err
+    assert content(runs) == before
+
+
 def test_overwrite_leaves_files_and_links_of_this_name_alone(tmp_path: Path, runs: Path, phantom_root: Path) -> None:
     (runs / "file").write_text("mine")
     (runs / "link").symlink_to(runs / "tiny")
@@ -381,6 +400,7 @@ def test_overwrite_redraws_phantoms_but_only_a_folder_of_nothing_else(
     shutil.copytree(phantom_root, data)
     if extra:
         (data / extra).write_text("mine")
+    (tmp_path / "out").mkdir()  # of the lock
     before = content(tmp_path)
     argv = tiny(data, tmp_path / "out", "new", "--phantom_train", "7")
     for more in ([], ["--dry_run"], *([["--overwrite"], ["--overwrite", "--dry_run"]] if extra else [])):
@@ -506,20 +526,18 @@ def test_an_error_of_the_file_system_is_one_sentence(tmp_path: Path, phantom_roo
 
 
 def test_an_error_of_our_own_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(argv: list[str], cfg: Config) -> int:
+    def broken(argv: list[str], cfg: Config, check: bool) -> int:
         raise OSError("no file is named")
 
-    monkeypatch.setattr(run_exp, "_prepared", lambda cfg, check: True)
     monkeypatch.setattr(run_exp, "_run", broken)
     with pytest.raises(OSError, match="no file is named"):
         run()
 
 
 def test_ctrl_c_outside_of_training_leaves_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(argv: list[str], cfg: Config) -> int:
+    def interrupted(argv: list[str], cfg: Config, check: bool) -> int:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(run_exp, "_prepared", lambda cfg, check: True)
     monkeypatch.setattr(run_exp, "_run", interrupted)
     code, _, err = run()
     assert code == 130
@@ -629,13 +647,39 @@ def test_the_background_run_is_the_same_but_in_the_foreground(
 def test_a_background_run_reports_to_its_log(tmp_path: Path, phantom_root: Path) -> None:
     code, out, _ = run(*tiny(phantom_root, tmp_path, "behind"), "--bg")
     assert code == 0
-    pid, log = re.search(r"process (\d+)", out), Path("log/behind.log")
-    assert pid is not None
-    assert str(log) in out
-    assert os.waitstatus_to_exitcode(os.waitpid(int(pid[1]), 0)[1]) == 0
-    assert log.read_text().startswith("--- ")
-    assert "test Dice" in log.read_text()
+    assert "log/behind.log" in out
+    code, out, _ = run("--follow", "behind")
+    assert (code, out.splitlines()[-1]) == (0, "behind: done")
+    code, out, _ = run("--status")
+    assert code == 0
+    assert re.search(r"^behind .* done$", out, re.MULTILINE)
+    assert run("--status", "behind")[1].startswith("behind: done")
+    assert run("--stop", "behind")[:2] == (0, "behind does not run: done\n")
+    log = Path("log/behind.log").read_text()
+    assert log.startswith("--- ")
+    assert "test Dice" in log
     assert (tmp_path / "behind/inference/test/submission.csv").exists()
+
+
+@pytest.mark.usefixtures("no_background")
+def test_what_runs_is_not_begun_again(tmp_path: Path, phantom_root: Path) -> None:
+    argv = tiny(phantom_root, tmp_path, "x")
+
+    def others() -> int:
+        for more in ([], ["--bg"], ["--overwrite"]):
+            code, _, err = run(*argv, *more)
+            assert (code, one_sentence(err)) == (1, True), err
+            assert err.startswith(f"error: x runs already (process {os.getpid()} on ")
+        return 0
+
+    assert background.on_record("x", tmp_path / "x", argv, others) == 0
+    assert run("--status", "x")[1].startswith("x: done")
+
+
+def test_no_experiment_of_the_name_is_one_sentence() -> None:
+    for ask in ("--status", "--stop", "--follow"):
+        code, out, err = run(ask, "nobody")
+        assert (code, out, err) == (1, "", "error: nobody has never run here: --status lists what has (log/*.json).\n")
 
 
 def test_what_cannot_run_does_not_go_to_the_background() -> None:
