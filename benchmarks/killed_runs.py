@@ -26,7 +26,7 @@ SAVE_MINUTES = (0.0, 1.0)
 
 PRELOADED = (
     *("dataset.dataset", "dataset.dataset_dali", "inference.inference_sliding", "model.model_simple_unet"),
-    *("train_dali", "torch.utils.tensorboard", "engine.notify"),
+    *("train_dali", "torch.utils.tensorboard", "engine.notify", "pandas", "openpyxl", "dataset.effects", "report.page"),
 )
 """What runs import as they go."""
 

@@ -27,7 +27,7 @@ from engine import launch
 from engine.files import FileProblem, locked, write_json
 from engine.flags import run_command
 from engine.jobs.process import MARK, POLL, Identity, boot_id, marked
-from engine.stop import EXIT_INTERRUPTED, EXIT_RESUMABLE
+from engine.stop import EXIT_INTERRUPTED, EXIT_RESUMABLE, TOGETHER
 
 LOG = Path("log")
 
@@ -338,11 +338,17 @@ class Terminated(SystemExit):
 
 @contextmanager
 def _leaving_on_sigterm() -> Iterator[None]:
-    """The first SIGTERM unwinds the block, so that temporary files go and the end is on record; a second one kills."""
+    """The first SIGTERM unwinds the block, so that temporary files go and the end is on record; a later one kills."""
+    asked = 0.0
 
     def leave(signum: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        raise Terminated
+        nonlocal asked
+        if not asked:
+            asked = time.monotonic()
+            raise Terminated
+        if time.monotonic() - asked > TOGETHER:
+            signal.signal(signum, signal.SIG_DFL)
+            os.kill(os.getpid(), signum)
 
     before = signal.signal(signal.SIGTERM, leave)
     try:

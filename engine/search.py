@@ -24,6 +24,7 @@ from optuna.trial import TrialState
 from config import Config, ConfigProblem
 from engine import background, settings
 from engine.files import write_json
+from engine.jobs.process import marked
 from engine.space import Space
 from engine.stop import EXIT_INTERRUPTED, EXIT_RESUMABLE, StopFlag, Stopped
 from engine.study import (
@@ -181,7 +182,7 @@ class Search:
             self.jobs.remove(job)
             self._ended(job, code)
         elif job.asked and time.monotonic() - job.asked_at > SECONDS_TO_SAVE:
-            for process in _marked(self._folder(job.name)):
+            for process in marked(_mark(self._folder(job.name)), MARK):
                 with suppress(psutil.NoSuchProcess):
                     process.kill()
         elif fresh and job.trial.should_prune():
@@ -237,16 +238,9 @@ def _mark(folder: Path) -> str:
     return str(folder.resolve())
 
 
-def _marked(folder: Path) -> list[psutil.Process]:
-    """Processes of the experiment of this folder."""
-    mark = _mark(folder)
-    every = psutil.process_iter(["environ"])
-    return [process for process in every if (process.info["environ"] or {}).get(MARK) == mark]
-
-
 def _end(folder: Path) -> None:
     """Stop an experiment whose search is gone: it saves, or is killed after two minutes."""
-    processes = _marked(folder)
+    processes = marked(_mark(folder), MARK)
     if processes:
         print(f"{folder.name} still runs: stopping it, to go on with it from here", flush=True)
     pids = {process.pid for process in processes}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from types import FrameType, TracebackType
@@ -13,6 +14,9 @@ EXIT_INTERRUPTED = 130
 
 TIME_IS_UP = 1000
 """In place of a signal's number: `max_hours` is over."""
+TOGETHER = 2.0
+"""Seconds within which SIGTERMs are one request: Slurm signals a job's steps and its shell, torchrun hands on what the
+whole group has got already."""
 
 
 class Stopped(Exception):
@@ -27,12 +31,15 @@ class Stopped(Exception):
 class StopFlag:
     """While entered, SIGTERM and SIGINT set a flag; a second signal ends the process at once.
 
+    A SIGTERM within TOGETHER of the first one is no second signal. Ctrl-C always is: a person has pressed it.
+
     Args:
         hours: after this time the flag is set as well; 0 is never.
     """
 
     def __init__(self, hours: float = 0.0) -> None:
         self.signum = 0
+        self._asked = 0.0
         self.end = time.monotonic() + 3600 * hours if hours else float("inf")
 
     @property
@@ -51,6 +58,10 @@ class StopFlag:
             signal.signal(signum, handler)
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
-        self.signum = signum
-        for each in self._before:
-            signal.signal(each, signal.SIG_DFL)
+        now = time.monotonic()
+        if not self.signum:
+            self.signum, self._asked = signum, now
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+        elif now - self._asked > TOGETHER:
+            signal.signal(signum, signal.SIG_DFL)
+            os.kill(os.getpid(), signum)

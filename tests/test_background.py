@@ -429,6 +429,24 @@ def test_a_deaf_run_is_killed(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.startswith("exp does not run: killed")
 
 
+def test_two_sigterms_at_once_are_one(tmp_path: Path) -> None:
+    """Slurm and torchrun send it twice: what unwinds goes on to its end."""
+    done: list[str] = []
+
+    def run() -> int:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+            done.append("cleaned up")
+        return 0
+
+    with pytest.raises(SystemExit) as left:
+        background.on_record("exp", tmp_path / "exp", [], run)
+    assert (left.value.code, done) == (143, ["cleaned up"])
+    assert record_of().exit_code == 143
+
+
 def test_a_run_that_does_not_know_sigterm_is_on_record_too() -> None:
     begin("waits")
     os.kill(record_of().identity.pid, signal.SIGTERM)

@@ -12,12 +12,15 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))  # as a script
@@ -83,18 +86,114 @@ def test_torchrun_hands_all_signals_on() -> None:
     assert set(handled.split(",")) >= {"SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2"}
 
 
-@pytest.mark.parametrize("noted", [None, 75])
-def test_the_exit_code_is_the_one_that_rank_0_noted(noted: int | None, tmp_path: Path) -> None:
+AGENT = """
+import os, signal, sys, time
+from pathlib import Path
+sys.path.insert(0, {root!r})
+from engine.launch import write_result
+does, noted = sys.argv[1:]
+if noted != "None":
+    write_result(Path({folder!r}), int(noted))
+if does == "wait":  # ranks that still begin, and a torchrun that is told to stop them
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    Path({folder!r}, "ready").touch()
+    time.sleep(60)
+if int(does) < 0:
+    os.kill(os.getpid(), -int(does))
+sys.exit(int(does))
+"""
+
+
+def launched(folder: Path, monkeypatch: pytest.MonkeyPatch, does: str, noted: int | None, state: bool) -> int:
+    """Exit code of a launch whose torchrun does this, after rank 0 has noted that."""
+    script = folder / "agent.py"
+    script.write_text(AGENT.format(root=str(ROOT), folder=str(folder)))
+    monkeypatch.setattr(launch, "torchrun", lambda processes, argv: [str(script), *argv])
+    if state:
+        (folder / "last.pt").touch()
+    return launch.launch(2, [does, str(noted)], folder)
+
+
+@pytest.mark.parametrize(
+    ("torchrun", "noted", "state", "code", "left"),
+    [
+        (1, None, True, 1, 3),
+        (1, 1, True, 1, 1),  # a full disk
+        (1, 75, True, 75, 75),
+        (0, 0, True, 0, 0),
+        (137, None, True, 75, 3),  # rank 0 was killed
+        (137, 1, True, 75, 75),  # another one, and rank 0 has lost it
+        (137, 1, False, 137, 137),
+        (137, 75, True, 75, 75),
+        (-9, None, True, 75, 3),
+        (-9, None, False, 137, 3),
+        (130, 1, True, 130, 130),
+    ],
+)
+def test_the_exit_code_is_rank_0s_or_says_that_a_signal_has_ended_them(
+    torchrun: int, noted: int | None, state: bool, code: int, left: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """torchrun itself exits with 1 whatever its ranks say; an older note doesn't count."""
     launch.write_result(tmp_path, 3)
-    text = f"import sys; from pathlib import Path; sys.path.insert(0, {str(ROOT)!r})\n"
-    if noted is not None:
-        text += f"from engine.launch import write_result; write_result(Path({str(tmp_path)!r}), {noted})\n"
-    script = tmp_path / "rank.py"
-    script.write_text(text + f"sys.exit({noted if noted is not None else 5})\n")
     before = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)]
-    assert launch.launch(1, [str(script)], tmp_path) == (1 if noted is None else noted)
+    assert launched(tmp_path, monkeypatch, str(torchrun), noted, state) == code
+    assert launch.read_result(tmp_path) == left
     assert [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)] == before
+
+
+@pytest.mark.parametrize(("noted", "state", "code"), [(None, True, 75), (None, False, 143), (75, True, 75)])
+def test_ranks_that_are_stopped_before_they_can_save_have_not_failed(
+    noted: int | None, state: bool, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ask() -> None:
+        while not (tmp_path / "ready").exists():
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    assert launched(tmp_path, monkeypatch, "wait", noted, state) == code
+    thread.join()
+
+
+@pytest.mark.parametrize(("rank_1", "code"), [("os.kill(os.getpid(), 9)", 137), ("sys.exit('a full disk')", None)])
+def test_torchrun_says_whether_a_rank_was_killed(
+    rank_1: str, code: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    script = tmp_path / "rank.py"
+    script.write_text(f"import os, sys, time\nif os.environ['RANK'] == '1':\n    {rank_1}\ntime.sleep(60)\n")
+    handlers = {each: signal.getsignal(each) for each in signal.valid_signals()}
+    try:
+        arguments = launch.torchrun(2, [str(script)])
+        assert arguments[0] == launch.__file__
+        if code is None:
+            with pytest.raises(ChildFailedError):
+                launch.main(arguments[1:])
+        else:
+            assert launch.main(arguments[1:]) == code
+    finally:
+        for signum, handler in handlers.items():
+            if signal.getsignal(signum) is not handler:
+                signal.signal(signum, handler)
+    assert ("error: rank 1 was ended by SIGKILL\n" in capfd.readouterr().err) == (code == 137)
+
+
+@pytest.mark.parametrize(
+    ("ended", "rank"),
+    [
+        ({1: (-9, 100), 0: (-15, 100)}, 1),
+        ({0: (1, 100), 1: (-9, 100), 2: (-15, 100)}, 1),  # 0 has lost 1, and was found first
+        ({1: (-11, 100), 0: (1, 100)}, 1),
+        ({1: (1, 100), 0: (-15, 100)}, None),  # torchrun's
+        ({1: (1, 100), 0: (-9, 130)}, None),  # torchrun's, of one that did not leave
+        ({1: (1, 100), 0: (-6, 101)}, None),  # NCCL's, as it lost 1
+        ({0: (1, 100)}, None),
+    ],
+)
+def test_which_rank_was_killed_is_told_from_what_torchrun_did(
+    ended: dict[int, tuple[int, float]], rank: int | None
+) -> None:
+    assert launch.killed_rank(ended) == rank
 
 
 # --- two ranks
@@ -106,9 +205,10 @@ def two(data: Path, folder: Path, *more: str) -> subprocess.CompletedProcess[str
 
 
 def assert_near(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+    """But for a few weights: where rounding decides the sign of a gradient, AdamW takes a whole step either way."""
     assert one.keys() == other.keys()
-    for name, tensor in one.items():
-        torch.testing.assert_close(tensor, other[name], atol=1e-3, rtol=1e-2, msg=name)
+    off = {name: (tensor - other[name]).abs() > 1e-3 + 1e-2 * tensor.abs() for name, tensor in one.items()}
+    assert sum(int(each.sum()) for each in off.values()) < 0.005 * sum(each.numel() for each in off.values()), off
 
 
 def test_two_processes_give_the_loss_curve_of_one(phantom_root: Path, tmp_path: Path) -> None:

@@ -8,9 +8,9 @@ from dataclasses import replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.jobs.entry import Entry, Spec, State
+from engine.jobs.entry import Entry, Spec, State, may_start
 from engine.jobs.inventory import Gpu
-from engine.jobs.policy import OVERDUE, choose, left_over, rank, ready
+from engine.jobs.policy import OVERDUE, choose, left_over, rank
 
 NOW = 1e9
 fixed = settings(derandomize=True, max_examples=60, deadline=None)
@@ -20,17 +20,16 @@ def entry(
     id: int,
     gpus: int = 0,
     priority: int = 0,
-    after: tuple[str, ...] = (),
     *,
+    after: tuple[str, ...] = (),
     age: float = 0.0,
-    held: bool = False,
     state: State = "queued",
     devices: tuple[int, ...] = (),
     executor: str = "local",
 ) -> Entry:
     spec = Spec(f"e{id}", gpus=gpus, priority=priority, after=after, executor=executor)
     added = NOW - age
-    return Entry(id, spec, state, held, "", 0, "", None, devices, "", None, added, 0.0, 0.0, False, 0, 0, 0)
+    return Entry(id, spec, state, False, "", 0, "", None, devices, "", None, added, 0.0, 0.0, False, 0, 0, 0)
 
 
 def running(id: int, *devices: int) -> Entry:
@@ -44,11 +43,11 @@ def cards(count: int, *foreign: int) -> list[Gpu]:
 def started(
     waiting: Sequence[Entry], held: Sequence[Entry], gpus: Sequence[Gpu], slots: int = 1
 ) -> dict[int, tuple[int, ...]]:
-    return {e.id: devices for e, devices in choose(waiting, held, gpus, {}, slots, NOW)}
+    return {e.id: devices for e, devices in choose(waiting, held, gpus, slots, NOW)}
 
 
-Table = tuple[list[Entry], list[Entry], list[Gpu], dict[str, str], int, set[str]]
-"""Waiting, running, GPUs, states by name, slots for what runs on the CPU, names that run elsewhere."""
+Table = tuple[list[Entry], list[Entry], list[Gpu], int, set[str]]
+"""Waiting, running, GPUs, slots for what runs on the CPU, names that run elsewhere."""
 
 
 @st.composite
@@ -67,30 +66,26 @@ def tables(draw: st.DrawFn) -> Table:
             number,
             draw(st.integers(0, 9)),
             draw(st.integers(-2, 2)),
-            tuple(draw(st.lists(st.sampled_from(names), max_size=2))),
             age=draw(st.sampled_from([0.0, 1.0, 2 * OVERDUE])),
-            held=draw(st.integers(0, 4)) == 0,
             executor=draw(st.sampled_from(["local", "local", "local", "slurm"])),
         )
         for number in range(draw(st.integers(0, 8)))
     ]
-    known: dict[str, str] = {name: draw(st.sampled_from(["done", "done", "queued", "failed"])) for name in names}
-    return waiting, held, gpus, known, draw(st.integers(0, 4)), set(draw(st.lists(st.sampled_from(names), max_size=1)))
+    return waiting, held, gpus, draw(st.integers(0, 4)), set(draw(st.lists(st.sampled_from(names), max_size=1)))
 
 
 @fixed
 @given(tables())
 def test_what_starts_has_its_gpus_alone_and_may_start(table: Table) -> None:
-    waiting, held, gpus, known, slots, busy = table
-    chosen = choose(waiting, held, gpus, known, slots, NOW, busy)
+    waiting, held, gpus, slots, busy = table
+    chosen = choose(waiting, held, gpus, slots, NOW, busy)
     taken = [index for _, devices in chosen for index in devices]
     assert len(taken) == len(set(taken))
     assert not {index for e in held for index in e.devices} & set(taken)
     assert set(taken) <= {gpu.index for gpu in gpus if not gpu.foreign}
     for e, devices in chosen:
         assert len(devices) == e.spec.gpus and e in waiting
-        assert not e.held and e.spec.executor == "local" and e.spec.name not in busy
-        assert all(known[name] == "done" for name in e.spec.after)
+        assert e.spec.executor == "local" and e.spec.name not in busy
     on_cpu = [e for e, _ in chosen if not e.spec.gpus]
     assert len(on_cpu) <= max(0, slots - sum(not e.devices for e in held))
     assert len({e.id for e, _ in chosen}) == len(chosen)
@@ -99,9 +94,9 @@ def test_what_starts_has_its_gpus_alone_and_may_start(table: Table) -> None:
 @fixed
 @given(tables())
 def test_nothing_that_fits_is_passed_over_by_a_lower_one_that_needs_as_much(table: Table) -> None:
-    waiting, held, gpus, known, slots, busy = table
-    chosen = {e.id for e, _ in choose(waiting, held, gpus, known, slots, NOW, busy)}
-    may = [e for e in waiting if ready(e, known) and e.spec.executor == "local" and e.spec.name not in busy]
+    waiting, held, gpus, slots, busy = table
+    chosen = {e.id for e, _ in choose(waiting, held, gpus, slots, NOW, busy)}
+    may = [e for e in waiting if e.spec.executor == "local" and e.spec.name not in busy]
     for passed in (e for e in may if e.id not in chosen):
         for other in (e for e in may if e.id in chosen):
             alike = passed.spec.gpus <= other.spec.gpus and (passed.spec.gpus == 0) == (other.spec.gpus == 0)
@@ -111,9 +106,9 @@ def test_nothing_that_fits_is_passed_over_by_a_lower_one_that_needs_as_much(tabl
 @fixed
 @given(tables())
 def test_nothing_idles_without_a_reason(table: Table) -> None:
-    waiting, held, gpus, known, slots, busy = table
-    chosen = choose(waiting, held, gpus, known, slots, NOW, busy)
-    may = [e for e in waiting if ready(e, known) and e.spec.executor == "local" and e.spec.name not in busy]
+    waiting, held, gpus, slots, busy = table
+    chosen = choose(waiting, held, gpus, slots, NOW, busy)
+    may = [e for e in waiting if e.spec.executor == "local" and e.spec.name not in busy]
     used = {index for e in held for index in e.devices} | {index for _, devices in chosen for index in devices}
     free = sum(not gpu.foreign and gpu.index not in used for gpu in gpus)
     all_of_ours = sum(not gpu.foreign for gpu in gpus)
@@ -133,7 +128,7 @@ def test_a_big_entry_starts_after_finitely_many_small_ones(count: int, data: st.
     for round in range(4 * count):
         small = [entry(1 + len(sizes) * round + k, min(size, count)) for k, size in enumerate(sizes)]
         waiting = [big, *small] if round else small
-        chosen = choose(waiting, [e for e, _ in runs], cards(count), {}, 0, NOW)
+        chosen = choose(waiting, [e for e, _ in runs], cards(count), 0, NOW)
         runs += [(replace(e, state="running", devices=devices), round) for e, devices in chosen]
         if any(e.id == big.id for e, _ in runs):
             return
@@ -170,7 +165,7 @@ def test_one_that_can_never_fit_keeps_nothing() -> None:
 
 def test_order_is_priority_then_age_then_number() -> None:
     waiting = [entry(1, 1), entry(2, 1, priority=5), entry(3, 1, age=10), entry(4, 1)]
-    assert [e.id for e, _ in choose(waiting, [], cards(4), {}, 0, NOW)] == [2, 3, 1, 4]
+    assert [e.id for e, _ in choose(waiting, [], cards(4), 0, NOW)] == [2, 3, 1, 4]
 
 
 def test_an_overdue_big_one_goes_before_higher_priorities() -> None:
@@ -188,8 +183,13 @@ def test_what_runs_on_the_cpu_waits_for_no_gpu() -> None:
 
 def test_what_comes_after_something_waits_for_it() -> None:
     child = entry(2, after=("e1", "e9"))
-    for known, starts in (({"e9": "running"}, 0), ({}, 0), ({"e9": "done"}, 1)):
-        assert len(choose([child], [], [], {"e1": "done", **known}, 1, NOW)) == starts
+    parents = {"e1": entry(1, state="done"), "e9": entry(9, state="running")}
+    assert not may_start(child, parents) and not may_start(child, {"e1": parents["e1"]})
+    done = {**parents, "e9": entry(9, state="done")}
+    assert may_start(child, done) and not may_start(replace(child, held=True), done)
+    away = {"e9": entry(9, state="running", executor="slurm")}
+    assert may_start(entry(3, after=("e9",), executor="slurm"), away), "the cluster waits for it"
+    assert not may_start(entry(3, after=("e9",)), away)
 
 
 def test_running_entries_of_clusters_hold_nothing_here() -> None:
@@ -203,5 +203,5 @@ def test_a_gpu_that_has_left_the_inventory_frees_nothing() -> None:
 
 
 def test_an_experiment_that_runs_outside_of_the_queue_is_not_started() -> None:
-    assert choose([entry(1)], [], [], {}, 1, NOW, {"e1"}) == []
-    assert choose([entry(1)], [], [], {}, 1, NOW, {"e2"}) == [(entry(1), ())]
+    assert choose([entry(1)], [], [], 1, NOW, {"e1"}) == []
+    assert choose([entry(1)], [], [], 1, NOW, {"e2"}) == [(entry(1), ())]

@@ -149,6 +149,19 @@ def test_all_processes_of_a_job_are_found_in_whatever_session(shell: Shell, toke
     assert other.pid not in {process.pid for process in marked(token)}
 
 
+def test_a_process_with_a_number_that_was_used_before_is_found_and_asked(shell: Shell, token: str) -> None:
+    """Numbers come again after 32768 processes on many machines; psutil.process_iter remembers whose they were."""
+    root = shell("trap 'echo root; exit' TERM; echo ready; while :; do sleep 0.01; done")
+    (known,) = (process for process in psutil.process_iter() if process.pid == root.pid)
+    known._ident = (root.pid, 0.0)
+    try:
+        assert root.pid in {process.pid for process in marked(token)}
+        assert ask_marked(token) == 1
+        assert said(root) == "root\n"
+    finally:
+        psutil.process_iter.cache_clear()
+
+
 def test_a_process_of_the_job_does_not_find_itself(token: str) -> None:
     code = "import sys; from engine.jobs.process import marked; print(marked(sys.argv[1]))"
     argv = [sys.executable, "-c", code, token]
@@ -160,8 +173,16 @@ CHILD = "sh -c 'trap \"echo child; exit\" TERM; {}; while :; do sleep 0.01; done
 """Says `child` when it gets SIGTERM."""
 
 
-def test_only_those_are_asked_that_no_other_has_started(shell: Shell, token: str) -> None:
+def test_only_those_are_asked_that_no_other_has_started(
+    shell: Shell, token: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     root = shell("trap 'echo root; kill -9 $!; exit 75' TERM; " + CHILD.format("echo ready") + "wait")
+
+    def terminate(process: psutil.Process) -> None:
+        process.send_signal(signal.SIGTERM)
+        root.wait(10)  # now those that it has started have another parent
+
+    monkeypatch.setattr(psutil.Process, "terminate", terminate)
     assert ask_marked(token) == 1
     assert said(root) == "root\n"
     assert root.returncode == 75

@@ -74,8 +74,8 @@ def test_a_signal_sets_the_flag_and_the_handlers_come_back(signum: signal.Signal
             assert stop.signum == stop.reason == 0
             signal.raise_signal(signum)
             assert stop.signum == stop.reason == signum
-            # The next one ends the process: whoever asks twice does not want to wait.
-            assert signal.getsignal(signal.SIGTERM) == signal.getsignal(signal.SIGINT) == signal.SIG_DFL
+            # Ctrl-C now ends the process: whoever asks twice does not want to wait.
+            assert signal.getsignal(signal.SIGINT) == signal.SIG_DFL
         for number in before:
             assert signal.getsignal(number) not in (signal.SIG_DFL, signal.default_int_handler)
             signal.raise_signal(number)
@@ -94,15 +94,30 @@ def test_the_handlers_come_back_after_an_error() -> None:
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_a_second_signal_ends_the_process_at_once() -> None:
+@pytest.mark.parametrize(
+    ("first", "second", "later", "lives"),
+    [
+        ("SIGTERM", "SIGTERM", 1.9, True),  # by torchrun and to the whole group
+        ("SIGINT", "SIGTERM", 1.9, True),
+        ("SIGTERM", "SIGTERM", 2.1, False),
+        ("SIGINT", "SIGINT", 0.0, False),  # a person who does not want to wait
+        ("SIGTERM", "SIGINT", 0.0, False),
+        ("SIGINT", "SIGTERM", 2.1, False),
+    ],
+)
+def test_a_second_signal_ends_the_process_unless_it_is_the_same_request(
+    first: str, second: str, later: float, lives: bool
+) -> None:
     script = (
-        "import signal\nfrom engine.stop import StopFlag\n"
-        "with StopFlag() as stop:\n"
-        "    signal.raise_signal(signal.SIGTERM); print('first', stop.signum, flush=True)\n"
-        "    signal.raise_signal(signal.SIGTERM); print('second', flush=True)\n"
+        "import signal, sys, time\nfrom engine import stop\n"
+        "now = [100.0]; stop.time.monotonic = lambda: now[0]\n"
+        "with stop.StopFlag() as flag:\n"
+        "    signal.raise_signal(signal.Signals[sys.argv[1]]); first = flag.signum\n"
+        "    now[0] += float(sys.argv[3])\n"
+        "    signal.raise_signal(signal.Signals[sys.argv[2]]); sys.exit(3 + (first != flag.signum))\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (-signal.SIGTERM, "first 15\n")
+    done = subprocess.run([sys.executable, "-c", script, first, second, str(later)], cwd=ROOT)
+    assert done.returncode == (3 if lives else -signal.Signals[second])
 
 
 def test_the_time_limit_is_a_reason_and_a_signal_goes_before_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -134,7 +134,7 @@ def outcome(exit_code: int) -> Literal["done", "failed", "again"]:
     """What an exit code of run_exp.py says about its experiment.
 
     1 (a file, the data or the program is wrong) and 2 (a setting is wrong) would come again. All others but 0 were
-    caused from outside: 75, 130, and signals, be they -9, 137, or 9 as engine.launch hands them on.
+    caused from outside: 75, 130, and signals, be they -9 or 137.
     """
     if exit_code == 0:
         return "done"

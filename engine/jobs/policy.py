@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from engine.jobs.inventory import Gpu
@@ -19,20 +19,19 @@ def choose(
     waiting: Sequence[Entry],
     running: Sequence[Entry],
     gpus: Sequence[Gpu],
-    states: Mapping[str, str],
     cpu_slots: int,
     now: float,
     busy: Collection[str] = (),
 ) -> list[tuple[Entry, tuple[int, ...]]]:
     """The entries that shall start now on this machine, in order, each with the indices of its GPUs.
 
-    Ready entries are taken in the order of `rank`, each that fits. The first one that lacks GPUs has those that are
+    They are taken in the order of `rank`, each that fits. The first one that lacks GPUs has those that are
     free kept for it: later ones get only what it would leave over, whichever running entries end first.
 
     Args:
-        waiting, running: entries of those states; those of other executors than "local" are not looked at.
+        waiting: entries that may start (engine.jobs.entry.may_start).
+        running: those that do; of both, other executors than "local" are not looked at.
         gpus: all of the machine that the queue may use. Foreign ones are not given away.
-        states: name of an experiment -> state of its newest entry, for `after`.
         cpu_slots: how many entries without a GPU may run at once.
         now: unix time.
         busy: names of experiments that run outside of the queue; an experiment never runs twice.
@@ -46,7 +45,7 @@ def choose(
     chosen: list[tuple[Entry, tuple[int, ...]]] = []
     for entry in sorted(waiting, key=lambda entry: rank(entry, now)):
         wanted, open_to = entry.spec.gpus, len(free) if spare is None else min(spare, len(free))
-        if entry.spec.executor != "local" or entry.spec.name in busy or not ready(entry, states):
+        if entry.spec.executor != "local" or entry.spec.name in busy:
             continue
         if wanted > open_to:
             spare = left_over(wanted, len(free), sizes) if spare is None else spare
@@ -62,11 +61,6 @@ def rank(entry: Entry, now: float) -> tuple[bool, int, float, int]:
     """Sort key: what waits for several GPUs and is overdue first, then the highest priority, then the oldest."""
     overdue = entry.spec.gpus > 1 and now - entry.added > OVERDUE
     return not overdue, -entry.spec.priority, entry.added, entry.id
-
-
-def ready(entry: Entry, states: Mapping[str, str]) -> bool:
-    """Whether nothing but room is missing: it is queued and not held, and all that it comes after is done."""
-    return entry.state == "queued" and not entry.held and all(states.get(name) == "done" for name in entry.spec.after)
 
 
 def left_over(wanted: int, free: int, sizes: Iterable[int]) -> int | None:

@@ -94,14 +94,21 @@ def boot_id() -> str:
         return file.read().strip()
 
 
-def marked(token: str) -> list[psutil.Process]:
+def marked(token: str, mark: str = MARK) -> list[psutil.Process]:
     """The living processes of a job but this one, in whatever session they are (torchrun's ranks have their own).
 
     Found by the environments of all processes of this user, as they were when their programs began.
+
+    Args:
+        mark: environment variable that holds the token.
     """
-    me = os.getpid()
-    every = psutil.process_iter(["environ"])  # a zombie has none
-    return [process for process in every if process.pid != me and (process.info["environ"] or {}).get(MARK) == token]
+    wanted, me, found = f"{mark}={token}".encode(), os.getpid(), []
+    # Not psutil.process_iter: it remembers processes, and one that has since got the number of another would be missed.
+    for pid in psutil.pids():
+        with suppress(OSError, psutil.NoSuchProcess), open(f"/proc/{pid}/environ", "rb") as file:  # a zombie has none
+            if pid != me and wanted in file.read().split(b"\0"):
+                found.append(psutil.Process(pid))
+    return found
 
 
 def ask_marked(token: str) -> int:
@@ -111,12 +118,16 @@ def ask_marked(token: str) -> int:
     the process that feeds on them would keep it from saving. A run that gets a second one ends without saving.
     """
     found = marked(token)
-    pids, asked = {process.pid for process in found}, 0
-    for process in found:
+    pids, first = {process.pid for process in found}, []
+    for process in found:  # before any is asked: where it leaves at once, those that it has started have another parent
         with suppress(psutil.NoSuchProcess):
             if process.ppid() not in pids:
-                process.terminate()
-                asked += 1
+                first.append(process)
+    asked = 0
+    for process in first:
+        with suppress(psutil.NoSuchProcess):
+            process.terminate()
+            asked += 1
     return asked
 
 

@@ -21,7 +21,7 @@ from engine import background
 from engine.files import FileProblem, locked, write_text
 from engine.jobs import traces
 from engine.jobs.clusters import Clusters
-from engine.jobs.entry import Entry
+from engine.jobs.entry import Entry, may_start
 from engine.jobs.inventory import gpus
 from engine.jobs.messages import Messages
 from engine.jobs.policy import choose
@@ -169,16 +169,18 @@ class Scheduler:
     def _start(self) -> bool:
         """Start what has room and no obstacle; returns whether anything was."""
         live = [entry for entry in self.store.entries(states=["queued", "running"]) if entry.spec.executor == "local"]
-        waiting = [entry for entry in live if entry.state == "queued" and not entry.held]
+        queued = [entry for entry in live if entry.state == "queued"]
+        newest = self.store.newest([name for entry in queued for name in entry.spec.after])
+        waiting = [entry for entry in queued if may_start(entry, newest)]
         self.watching = False
         if not waiting or self.store.paused:
             return False
         running = [entry for entry in live if entry.state == "running"]
         found = gpus() if any(entry.spec.gpus for entry in waiting) else []
         obstacles = self._obstacles(waiting, len(found))
-        states, now = self.store.states(), time.time()
+        now = time.time()
         while True:
-            chosen = choose(waiting, running, found, states, self.options.cpu_slots, now, obstacles)
+            chosen = choose(waiting, running, found, self.options.cpu_slots, now, obstacles)
             outside = {entry.spec.name: why for entry, _ in chosen if (why := _runs_outside(entry))}
             if not outside:
                 break
