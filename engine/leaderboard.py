@@ -333,15 +333,21 @@ def _missing(value: Any) -> bool:
 
 def differing(rows: Sequence[Row]) -> tuple[list[str], dict[str, Any]]:
     """Settings in which these rows differ, and those that all have changed in the same way with their values."""
-    changed = sorted({name for row in rows for name in row.changed}, key=list(defaults()).index)
+    changed = _changed(rows)
     first = {name: rows[0].value(name) for name in changed}
     same = {name: value for name, value in first.items() if all(row.value(name) == value for row in rows)}
     return [name for name in changed if name not in same], same
 
 
+def _changed(rows: Sequence[Row]) -> list[str]:
+    """Settings that a row has changed, in config.py's order; the epochs to do are a column of their own already."""
+    names = {name for row in rows for name in row.changed if name not in COLUMNS}
+    return sorted(names, key=list(defaults()).index)
+
+
 def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     """Header and cells of the whole table: all columns, and every setting that a row has changed; floats unrounded."""
-    names = sorted({name for row in rows for name in row.changed}, key=list(defaults()).index)
+    names = _changed(rows)
     return [*COLUMNS, *names], [[shown(row.value(name)) for name in (*COLUMNS, *names)] for row in rows]
 
 

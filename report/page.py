@@ -22,6 +22,7 @@ from engine.files import FileProblem, write_text
 from engine.progress import progress
 from inference.csv_scores import count_runs
 from inference.metrics import dice_from_counts
+from report import leaderboard
 from report.case import pack_case, script
 from report.sources import Source, shared_records, true_runs
 from report.summary import Scores, describe, differences
@@ -46,7 +47,7 @@ def write_report(output: Path, sources: Sequence[Source], worst: int | None = WO
     records = shared_records(sources)
     scores = score(sources, records)
     chosen = worst_images(list(records), [each for each in scores if each], worst)
-    with _replaced(output) as folder:
+    with replaced(output) as folder:
         for path in sorted(PAGE.iterdir()):
             shutil.copyfile(path, folder / path.name)
         files = {name: f"cases/{number:04}.js" for number, name in enumerate(chosen, 1)}
@@ -59,6 +60,7 @@ def write_report(output: Path, sources: Sequence[Source], worst: int | None = WO
             "labelled": any(record.label for record in records.values()),
             "sources": [describe(source, each) for source, each in zip(sources, scores, strict=True)],
             "settings": differences(sources),
+            "experiments": leaderboard.record(sources, output),
             "cases": [{"name": name, "subject": records[name].subject, "file": file} for name, file in files.items()],
             "images": len(records),
         }
@@ -120,11 +122,11 @@ def check_output(output: Path) -> None:
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return
     if not (output / SUMMARY).is_file():
-        raise FileProblem(f"{output} exists and is no report, so it is left alone: choose another --output.")
+        raise FileProblem(f"{output} exists and is no report, so it is left alone: choose another folder.")
 
 
 @contextmanager
-def _replaced(output: Path) -> Iterator[Path]:
+def replaced(output: Path) -> Iterator[Path]:
     """Yield a temporary folder that takes the place of `output` on success; on any error nothing changes."""
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}.", suffix=".part"))

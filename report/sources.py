@@ -12,7 +12,8 @@ from typing import Literal
 from config import Config, ConfigProblem
 from dataset.images import image_shape
 from dataset.labels import read_label
-from dataset.readers import Record, read_competition, read_folder
+from dataset.layouts import has_split, read_split
+from dataset.readers import Record, read_folder
 from engine import settings
 from engine.files import FileProblem
 from engine.rle import runs_of_bits
@@ -150,10 +151,9 @@ def _read_cfg(folder: Path) -> Config:
 
 
 def _records(cfg: Config, data_root: str) -> list[Record]:
-    """The images of an inference."""
-    root = Path(data_root or cfg.data.data_root)
+    """The images of an inference, whatever the layout of their data set."""
+    cfg = settings.replace(cfg, {"data_root": data_root or cfg.data.data_root})
     if cfg.inference.split == "test":
-        return read_folder(Path(cfg.inference.input)) if cfg.inference.input else read_competition(root, "test")
+        return read_folder(Path(cfg.inference.input)) if cfg.inference.input else read_split(cfg, "test")
     held_out = cfg.data.holdout
-    folder = held_out if held_out and (root / held_out / "DCM").is_dir() else "train"
-    return read_competition(root, folder)
+    return read_split(cfg, held_out if held_out and has_split(cfg, held_out) else "train")

@@ -226,6 +226,12 @@ def test_what_all_have_in_common_stands_above_the_table() -> None:
     assert [line.split() for line in lines] == [["a", "done", "0.9000", "0.001"], ["b", "done", "0.0001"]]
 
 
+def test_a_setting_with_a_columns_name_is_no_second_column() -> None:
+    found = [Row("a", epoch=1, epochs=3, changed={"epoch": 3}), Row("b", epoch=2, epochs=9, changed={"epoch": 9})]
+    assert leaderboard.text(found).splitlines()[0].split() == ["experiment", "epoch"]
+    assert leaderboard.table(found)[0].count("epoch") == 1
+
+
 def test_the_command_prints_and_writes_and_never_overwrites(tmp_path: Path) -> None:
     experiment(tmp_path / "x" / "low", dice=[[0.5, 0.5]])
     experiment(tmp_path / "x" / "high", dice=[[0.9, 0.9], [0.8, 0.8]], lr=1e-3)

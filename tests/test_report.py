@@ -20,11 +20,13 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from report_data import SIZE, write_experiment, write_predictions
 
-from config import ConfigProblem
+from config import Config, ConfigProblem
 from dataset.readers import Record, read_competition, read_folder
-from engine.files import FileProblem
+from engine import settings
+from engine.files import FileProblem, write_json
 from engine.rle import runs_of_bits
 from report import case, page
+from report import leaderboard as report_leaderboard
 from report.case import MOST_BYTES, MOST_RUNS, pack_case, pack_layer, script
 from report.page import check_output, worst_images, write_report
 from report.sources import Source, csvs, experiments, newest_csv
@@ -311,3 +313,52 @@ def test_what_is_wrong_is_one_sentence(
 def test_the_report_needs_no_torch() -> None:
     text = "import sys, report.page, scripts.report; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", text], cwd=ROOT, check=True)
+
+
+def written(folder: Path, name: str, dice: float, **changed: object) -> Path:
+    """A folder as a run leaves it, in small."""
+    record = settings.to_record(settings.replace(Config(), {"exp_name": name, **changed}))
+    write_json(folder / name / "config.json", record)
+    (folder / name / "val_dice.csv").write_text(f"image,Radius\na,{dice}\n")
+    return folder / name
+
+
+def source(folder: Path) -> Source:
+    return Source(folder.name, folder, Config())
+
+
+def test_a_page_has_the_best_of_a_thousand_experiments_and_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report_leaderboard, "MOST_ROWS", 3)
+    monkeypatch.setattr(report_leaderboard, "MOST_SETTINGS", 1)
+    for k in range(5):
+        written(tmp_path, f"run{k}", 0.9 + k / 100, lr=1e-3 if k % 2 else 1e-4, seed=k, epoch=7)
+    own = written(tmp_path, "own", 0.1, epoch=7)
+    (tmp_path / "run4" / "report").mkdir()
+    (tmp_path / "run4" / "report" / "index.html").touch()
+    found = report_leaderboard.record([source(own)], own / "report")
+    assert found is not None
+    rows = [dict(zip(found["columns"], row, strict=True)) for row in found["rows"]]
+    assert [(row["experiment"], row["dice"]) for row in rows] == [("run4", 0.94), ("run3", 0.93), ("own", 0.1)]
+    assert (found["own"], found["total"], found["left_out"]) == ([2], 6, 1)
+    assert found["links"] == {0: "../../run4/report/index.html"}
+    assert "seed" in rows[0] and "lr" not in rows[0] and found["columns"].count("epoch") == 1
+    assert "null" in script("f", found) and str(tmp_path) not in script("f", found["links"])
+
+
+def test_alone_there_is_no_table_of_others(tmp_path: Path) -> None:
+    own = written(tmp_path, "own", 0.1)
+    assert report_leaderboard.record([source(own)], tmp_path / "out") is None
+    assert report_leaderboard.record([Source("a.csv")], tmp_path / "out") is None
+    assert report_leaderboard.record([source(own), source(written(tmp_path, "b", 1))], tmp_path / "out") is None
+
+
+def test_a_damaged_queue_costs_no_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    queue = tmp_path / "queue"
+    queue.mkdir()
+    (queue / "queue.db").write_bytes(b"no database" * 1000)
+    monkeypatch.setattr(report_leaderboard, "QUEUE", queue)
+    written(tmp_path / "x", "b", 0.5)
+    found = report_leaderboard.record([source(written(tmp_path / "x", "a", 0.2))], tmp_path / "out")
+    assert found is not None and [row[0] for row in found["rows"]] == ["b", "a"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from report_data import write_experiment, write_predictions
 
 from dataset.readers import Record, read_competition
+from engine import leaderboard
 from engine.rle import runs_of_bits
 from inference.metrics import write_csv
 from report.case import pack_layer
@@ -360,3 +362,88 @@ def test_sources_may_be_many(phantom_root: Path, tmp_path: Path, browser: Any) -
     with Opened(browser, folder, f"#case={cases(folder)[0]}") as page:
         loaded(page, cases(folder)[0])
         assert page.locator(".panel canvas").count() == 3
+
+
+@pytest.fixture(scope="module")
+def among(phantom_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report of K, beside experiments with and without a report of their own."""
+    folder = tmp_path_factory.mktemp("among")
+    for name, lr in ((MARKUP.replace("/", ""), 1e-3), ("dull", 1e-5), ("fine", 2.5e-4)):
+        other = write_experiment(folder / name, phantom_root, lr=lr, epoch=9)
+        (other / "val_dice.csv").write_text(f"image,Radius\na,{1 - 100 * lr}\nb,{1 - 200 * lr}\n")
+    (folder / "dull" / "val_dice.csv").unlink()
+    (folder / "dull" / "result.json").write_text('{"exit_code": 1}')
+    write_report(folder / "fine" / "report", experiments([folder / "fine"]))
+    mine = write_experiment(folder / "K", phantom_root, epoch=9)
+    return write_report(mine / "report", experiments([mine])).parent
+
+
+def names_shown(page: Any) -> list[str]:
+    found: list[str] = page.locator(".listing tbody tr td:first-child").all_text_contents()
+    return found
+
+
+def test_all_experiments_are_sorted_by_clicks_and_keys(browser: Any, among: Path) -> None:
+    odd = MARKUP.replace("/", "")
+    with Opened(browser, among) as page:
+        table = page.locator(".listing")
+        assert names_shown(page) == ["fine", odd, "K", "dull"], "without a Dice last"
+        assert table.locator("tbody tr").first.text_content().startswith("finedied0.96250.01252")
+        assert table.locator("strong").all_text_contents() == ["K"]
+        table.get_by_role("button", name="dice").press("Enter")
+        assert names_shown(page) == ["K", odd, "fine", "dull"]
+        table.get_by_role("button", name="lr", exact=True).click()
+        assert names_shown(page) == ["dull", "K", "fine", odd]
+        assert table.locator("th[aria-sort=ascending]").text_content() == "lr"
+        assert page.evaluate("window.broken") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("", "fine odd K dull"),
+        ("FAILED", "dull"),
+        ("dice>=0.59", "fine odd K"),
+        ("dice<0.9 fi", ""),
+        ("lr=1e-4", "K"),
+        ("lr!=1e-4 state=died", "fine odd"),
+        ("state!=Failed", "fine odd K"),
+        ("experiment~N", "fine odd"),
+        ("test>0", ""),
+        ("epochs=9 data_root~set", "fine odd K dull"),  # what is alike in all has no column
+    ],
+)
+def test_all_experiments_are_filtered_as_the_command_does(
+    text: str, kept: str, browser: Any, among: Path
+) -> None:
+    with Opened(browser, among) as page:
+        page.get_by_label("Filter").fill(text)
+        found = ["odd" if "<" in name else name for name in names_shown(page)]
+        assert " ".join(found) == kept
+        assert f"{len(found)} of 4 experiments." == page.locator("section [role=status]").text_content()
+    conditions = text.split()
+    if all(re.search("[=<>~]", each) for each in conditions):
+        rows = leaderboard.read_rows(among.parent.parent, {})
+        same = {row.experiment for row in leaderboard.kept(rows, conditions)}
+        assert {"odd" if "<" in name else name for name in same} == set(found)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("dicce>1", "dicce is no column here."), ("lr<fast", "lr<fast: fast is no number, which < needs.")],
+)
+def test_a_filter_that_says_nothing_leaves_all(text: str, said: str, browser: Any, among: Path) -> None:
+    with Opened(browser, among) as page:
+        page.get_by_label("Filter").fill(text)
+        assert page.locator("section [role=status]").text_content() == said
+        assert len(names_shown(page)) == 4
+
+
+def test_an_experiment_leads_to_its_own_report(browser: Any, among: Path) -> None:
+    page = browser.new_page()
+    page.goto((among / "index.html").as_uri())
+    (link,) = page.locator(".listing a").all()
+    link.click()
+    page.wait_for_function("document.title === 'fine'")
+    assert page.locator("#summary").is_visible()
+    page.close()

@@ -76,21 +76,26 @@
   /** How many values lie in each of `bins` parts of their range, for each series [{title, values, className}]. */
   Report.histogram = function (label, series, xTitle, bins = 20) {
     const [low, high] = extent(series.flatMap((one) => one.values));
-    const counts = series.map((one) => {
-      const found = new Array(bins).fill(0);
-      for (const value of one.values) found[Math.min(bins - 1, Math.floor((value - low) / (high - low) * bins))]++;
-      return found;
+    const counted = series.map((one) => {
+      const counts = new Array(bins).fill(0);
+      for (const value of one.values) counts[Math.min(bins - 1, Math.floor((value - low) / (high - low) * bins))]++;
+      return { ...one, counts };
     });
-    const most = Math.max(...counts.flat());
+    return Report.barChart(label, counted, [low, high], xTitle);
+  };
+
+  /** Counts in equal parts of a range, for each series [{title, counts, className}]; of `unit`, images say. */
+  Report.barChart = function (label, series, [low, high], xTitle, unit = "images") {
+    const bins = series[0].counts.length, most = Math.max(1, ...series.flatMap((one) => one.counts));
     const chart = frame(label, [low, high], [0, most], xTitle);
     yTicks(chart, 0, most);
-    series.forEach((one, index) => counts[index].forEach((count, bin) => {
+    series.forEach((one, index) => one.counts.forEach((count, bin) => {
       const from = chart.x(low + bin * (high - low) / bins), width = chart.x(low + (high - low) / bins) - chart.x(low);
       const part = width / series.length;
       const place = { x: from + index * part + 0.5, y: chart.y(count), width: Math.max(1, part - 1) };
       const bar = svg("rect", { ...place, height: chart.y(0) - chart.y(count), class: `bar ${one.className}` });
-      const [a, b] = [bin, bin + 1].map((k) => Report.number(low + k * (high - low) / bins, 3));
-      chart.root.append(titled(bar, `${one.title}: ${count} images from ${a} to ${b}`));
+      const [a, b] = [bin, bin + 1].map((k) => Report.short(low + k * (high - low) / bins));
+      chart.root.append(titled(bar, `${one.title}: ${count} ${unit} from ${a} to ${b}`));
     }));
     return chart.root;
   };
@@ -98,25 +103,35 @@
   /** A line a name: least to greatest as a thin bar, one deviation to each side of the mean as a thick one, the mean.
       series: [{title, className, values: an array of numbers for each name}]. */
   Report.spreadChart = function (label, names, series, xTitle) {
-    const line = 9 * series.length + 7, height = TOP + BOTTOM + line * names.length, left = 84;
+    const ranges = series.map((one) => ({ ...one, ranges: one.values.map((values, k) => {
+      const mean = Report.mean(values), sd = Report.deviation(values);
+      const [least, most] = [Math.min(...values), Math.max(...values)];
+      const numbers = [mean, sd, least].map((value) => Report.number(value));
+      const text = `${one.title}, ${names[k]}: mean ${numbers[0]}, sd ${numbers[1]}, least ${numbers[2]}`;
+      return { ends: [least, Math.max(mean - sd, least), mean, Math.min(mean + sd, most), most], text };
+    }) }));
     const low = Math.min(...series.flatMap((one) => one.values.flat()));
-    const chart = frame(label, [Math.min(low, 0.9), 1], [0, 1], xTitle, height, left);
+    return Report.rangeChart(label, names, ranges, [Math.min(low, 0.9), 1], xTitle);
+  };
+
+  /** A line a name: a thin bar between the outer of five ends, a thick one between the inner, a dot at the middle.
+      series: [{title, className, ranges: [{ends, text}] or null for each name}]. */
+  Report.rangeChart = function (label, names, series, range, xTitle) {
+    const line = 9 * series.length + 7, height = TOP + BOTTOM + line * names.length, left = 84;
+    const chart = frame(label, range, [0, 1], xTitle, height, left);
     names.forEach((name, k) => {
       const top = TOP + k * line;
       const text = name.length > 12 ? name.slice(0, 11) + "…" : name;
       chart.root.append(titled(svg("text", { x: left - 6, y: top + line / 2 + 4, class: "tick end" }, text), name));
       series.forEach((one, s) => {
-        const values = one.values[k], mean = Report.mean(values), sd = Report.deviation(values);
-        const [least, most] = [Math.min(...values), Math.max(...values)];
+        if (!one.ranges[k]) return;
+        const [least, from, middle, to, most] = one.ranges[k].ends.map(chart.x);
         const y = top + 8 + s * 9;
         const group = svg("g", { class: one.className });
-        group.append(svg("line", { x1: chart.x(least), x2: chart.x(most), y1: y, y2: y, class: "range" }));
-        const [from, to] = [Math.max(mean - sd, least), Math.min(mean + sd, most)];
-        group.append(svg("line", { x1: chart.x(from), x2: chart.x(to), y1: y, y2: y, class: "spread" }));
-        group.append(svg("circle", { cx: chart.x(mean), cy: y, r: 3.5, class: "mean" }));
-        const numbers = [mean, sd, least].map((value) => Report.number(value));
-        titled(group, `${one.title}, ${name}: mean ${numbers[0]}, sd ${numbers[1]}, least ${numbers[2]}`);
-        chart.root.append(group);
+        group.append(svg("line", { x1: least, x2: most, y1: y, y2: y, class: "range" }));
+        group.append(svg("line", { x1: from, x2: to, y1: y, y2: y, class: "spread" }));
+        group.append(svg("circle", { cx: middle, cy: y, r: 3.5, class: "mean" }));
+        chart.root.append(titled(group, one.ranges[k].text));
       });
     });
     return chart.root;

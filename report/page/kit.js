@@ -56,15 +56,17 @@ Report.hashOf = function (state) {
 /* ---- tables ---- */
 
 /** A table that sorts by a click on a column's head, or Enter on it.
-    columns: [{title, value: row -> number or text, show: row -> text or node, words: true for text}]; by: the column
-    that it is sorted by at first. */
+    columns: [{title, value: row -> number or text, show: row -> text or node, words: true for text, falling: true for
+    one that begins with its highest}]; by: the column that it is sorted by at first. `fill(rows)` of the element that it
+    returns shows other rows in the same order. */
 Report.table = function (caption, columns, rows, by = null) {
   const body = Report.make("tbody");
-  const state = { column: by, down: false };
+  const begins = (index) => Boolean(columns[index] && columns[index].falling); // whether from the highest
+  const state = { column: by, down: begins(by) };
   const heads = columns.map((column, index) => {
     const button = Report.make("button", { type: "button", textContent: column.title });
     button.addEventListener("click", () => {
-      state.down = state.column === index ? !state.down : false;
+      state.down = state.column === index ? !state.down : begins(index);
       state.column = index;
       fill();
     });
@@ -75,7 +77,8 @@ Report.table = function (caption, columns, rows, by = null) {
     const [x, y] = [a, b].map(columns[state.column].value);
     if (x === y) return 0;
     if (x === null || y === null) return x === null ? 1 : -1; // what has no number is last in any order
-    const order = typeof x === "string" ? x.localeCompare(y, undefined, { numeric: true }) : x - y;
+    const numbers = typeof x === "number" && typeof y === "number";
+    const order = numbers ? x - y : String(x).localeCompare(String(y), undefined, { numeric: true });
     return state.down ? -order : order;
   }
 
@@ -94,7 +97,12 @@ Report.table = function (caption, columns, rows, by = null) {
   const table = Report.make("table", {},
     Report.make("caption", { textContent: caption }),
     Report.make("thead", {}, Report.make("tr", {}, ...heads)), body);
-  return Report.make("div", { className: "wide", tabIndex: 0, role: "region", "aria-label": caption }, table);
+  const region = Report.make("div", { className: "wide", tabIndex: 0, role: "region", "aria-label": caption }, table);
+  region.fill = (others) => {
+    rows = others;
+    fill();
+  };
+  return region;
 };
 
 /** A section with a heading; null where it has nothing to show. */
@@ -104,4 +112,37 @@ Report.section = function (title, note, ...children) {
   return Report.make("section", {},
     Report.make("h2", { textContent: title }),
     note ? Report.make("p", { className: "note", textContent: note }) : null, ...shown);
+};
+
+/* ---- the page: a first part of sections, a viewer of cases, and the way between them ---- */
+
+/** Show what summary.js holds: `parts` turn the summary into sections (null: nothing to show), cases go to the viewer. */
+Report.present = function (summary, parts) {
+  const [overview, viewerRoot] = ["summary", "viewer"].map((id) => document.getElementById(id));
+  const toViewer = document.getElementById("to-viewer"), toSummary = document.getElementById("to-summary");
+  document.title = summary.title;
+  document.getElementById("title").textContent = summary.title;
+  const made = Report.make("p", { className: "note", textContent: `Written ${summary.made}.` });
+  overview.replaceChildren(...parts.flatMap((part) => part(summary)).filter((part) => part), made);
+  const viewer = summary.cases.length ? new Report.Viewer(viewerRoot, summary) : null;
+  toViewer.hidden = !viewer;
+
+  function route() {
+    const fields = Report.readState(), looking = Boolean(viewer && fields.case);
+    [overview.hidden, viewerRoot.hidden] = [looking, !looking];
+    toSummary.toggleAttribute("aria-current", !looking);
+    toViewer.toggleAttribute("aria-current", looking);
+    if (!viewer) return;
+    toViewer.href = viewer.hash({ case: fields.case || viewer.state.case || summary.cases[0].name });
+    if (looking) viewer.open(fields);
+  }
+
+  window.addEventListener("hashchange", route);
+  route();
+};
+
+/** A text that leads to a case (and a class in it), where the viewer holds it; else the text alone. */
+Report.caseLink = function (summary, name, text, focus = "") {
+  const known = summary.cases.some((one) => one.name === name);
+  return known ? Report.make("a", { href: Report.hashOf({ case: name, class: focus }), textContent: text }) : text;
 };

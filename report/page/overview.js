@@ -1,5 +1,5 @@
 "use strict";
-/* The first page: what was set, how it went, and what is worst; and the way between it and the viewer. */
+/* The first page of a report: what was set, how it went, and what is worst. */
 
 (function () {
   const MOST_ROWS = 50; // of the lists of the worst
@@ -9,10 +9,7 @@
   /** Dice of a source to show: of what the viewer shows where there are labels, else of the validation. */
   const shownScores = (source) => source.scores || source.validation;
 
-  function link(summary, name, text, focus = "") {
-    const known = summary.cases.some((one) => one.name === name);
-    return known ? make("a", { href: Report.hashOf({ case: name, class: focus }), textContent: text }) : text;
-  }
+  const link = Report.caseLink;
 
   function headline(summary) {
     const tiles = summary.sources.map((source, index) => {
@@ -234,27 +231,7 @@
 
   /** The whole page from what summary.js holds. */
   Report.show = function (summary) {
-    const [overview, viewerRoot] = ["summary", "viewer"].map((id) => document.getElementById(id));
-    const toViewer = document.getElementById("to-viewer"), toSummary = document.getElementById("to-summary");
-    document.title = summary.title;
-    document.getElementById("title").textContent = summary.title;
-    const parts = [headline, worst, perClass, settings, curves, thresholds, costs].flatMap((part) => part(summary));
-    const made = make("p", { className: "note", textContent: `Written ${summary.made}.` });
-    overview.replaceChildren(...parts.filter((part) => part), made);
-    const viewer = summary.cases.length ? new Report.Viewer(viewerRoot, summary) : null;
-    toViewer.hidden = !viewer;
-
-    function route() {
-      const fields = Report.readState(), looking = Boolean(viewer && fields.case);
-      [overview.hidden, viewerRoot.hidden] = [looking, !looking];
-      toSummary.toggleAttribute("aria-current", !looking);
-      toViewer.toggleAttribute("aria-current", looking);
-      if (!viewer) return;
-      toViewer.href = viewer.hash({ case: fields.case || viewer.state.case || summary.cases[0].name });
-      if (looking) viewer.open(fields);
-    }
-
-    window.addEventListener("hashchange", route);
-    route();
+    const own = [headline, worst, perClass, settings, curves, thresholds, costs];
+    Report.present(summary, [...own, Report.experiments]);
   };
 })();

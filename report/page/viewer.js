@@ -11,7 +11,7 @@ Report.Viewer = class {
     this.view = { x: 0, y: 0, scale: 1 };
     this.item = null;
     this.panels = summary.sources.map((source, index) => new Report.Panel(index, source.title));
-    this.bones = this.worstBones();
+    this.bones = summary.bones || this.worstBones();
     this.build();
     Report.listen(this);
   }
@@ -20,7 +20,7 @@ Report.Viewer = class {
 
   build() {
     const make = Report.make;
-    const shows = [["prediction", "Prediction (2)"], ["difference", "Difference (3)"]];
+    const shows = [["prediction", `${this.summary.shows || "Prediction"} (2)`], ["difference", "Difference (3)"]];
     if (this.summary.labelled) shows.unshift(["truth", "Truth (1)"]);
     else if (this.panels.length < 2) shows.pop();
     this.inputs = {};
@@ -281,7 +281,7 @@ Report.Viewer = class {
     for (const panel of this.panels) this.label(panel);
     const coarse = Math.max(...item.layers.filter((layer) => layer).map((layer) => layer.step));
     const ragged = `Too ragged to be shown whole: masks are drawn from every ${coarse}th pixel.`;
-    this.note.textContent = coarse > 1 ? ragged : "";
+    this.note.textContent = [this.summary.cases[index].note, coarse > 1 ? ragged : ""].filter(Boolean).join(" ");
     this.key.hidden = state.show !== "difference";
     this.key.replaceChildren(...(this.key.hidden ? [] : this.differenceKey()));
     this.draw();
