@@ -64,9 +64,9 @@ def find_hand(image: NDArray[np.uint8]) -> Hand:
     """Box and side of the one hand in a radiograph whose fingers point up, within about 60 degrees.
 
     The silhouette is what is brighter than the dark ground at two thresholds alike, with a round palm and two to five
-    fingers above it. On 1100 phantoms (three seeds that no number here was chosen on, 256, 384 and 512 px, half of
-    them with bent wrists) the side was right and every labelled pixel in the box for all of them, and the side is right
-    on `hand_pa.png` (docs/data.md), the one real radiograph that it was tried on.
+    fingers above it. On 1320 phantoms of the competition's look (four seeds that no number here was chosen on, 256, 384
+    and 512 px, half of them with bent wrists) every labelled pixel was in the box and the side right for all but one,
+    and the side is right on `hand_pa.png` (docs/data.md), the one real radiograph that it was tried on.
 
     Args:
         image: (H, W), at least 32 px each way, bright bones on a dark ground.

@@ -11,25 +11,26 @@ import multiprocessing
 import os
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
 import psutil
 
 from config import HAND_BONES
-from dataset.phantom_draw import SIDES, Phantom, draw_phantom
-from dataset.phantom_pose import draw_body
+from dataset.phantom_body import draw_body
+from dataset.phantom_draw import DEFAULT_STYLES, SIDES, Phantom, draw_phantom, mirrored
+from dataset.phantom_styles import check_styles, style_of
 from engine.files import FileProblem, write_json
 from engine.progress import progress
 
 __all__ = ["SIDES", "VERSION", "Phantom", "draw_phantom", "phantom_matches", "write_phantom_set"]
 
-VERSION = 3
+VERSION = 4
 """Of the renderer: raise it when pictures or labels change, so that sets on disk no longer match."""
 
 BENT_SHARE = {"train": 0.12, "test": 0.55}
@@ -45,6 +46,8 @@ SIZE_BEFORE_RESIZING = 3060
 """What the real labels' metadata says for every image, whatever the PNG's size."""
 
 RECORD = "phantom.json"
+
+Sides = Literal["both", "right"]
 
 META_COLUMNS = ("ID", "나이", "성별", "체중(몸무게)", "키(신장)", "Unnamed: 5")
 """ID, age (years), sex, weight (kg), height (cm), free note; names as in the competition's file."""
@@ -62,8 +65,20 @@ class Subject:
     """Side -> file stem."""
 
 
+Job = tuple[Path, Subject, str, int, int, tuple[str, ...], Sides]
+"""Arguments of _draw_and_write."""
+
+
 def write_phantom_set(
-    root: Path, *, train_subjects: int, test_subjects: int, size: int, seed: int, workers: int = 0
+    root: Path,
+    *,
+    train_subjects: int,
+    test_subjects: int,
+    size: int,
+    seed: int,
+    styles: Sequence[str] = DEFAULT_STYLES,
+    sides: Sides = "both",
+    workers: int = 0,
 ) -> None:
     """Write a set of phantoms to `root` as the competition's tree (docs/data.md), whole or not at all.
 
@@ -72,27 +87,30 @@ def write_phantom_set(
         train_subjects, test_subjects: each has two images. 12 % and 55 % of them, rounded, have bent wrists.
         size: of the square images, pixels, 128 to 2048.
         seed: same arguments give the same bytes.
+        styles: names of dataset.phantom_styles.STYLES; each subject has one of them, drawn evenly.
+        sides: right mirrors left hands, and no file name tells a side.
         workers: processes to draw with; 0 draws in this one. The result does not depend on it.
 
     Raises:
         FileProblem: `root` exists.
+        ConfigProblem: no such style.
     """
-    root = Path(root)
+    root, styles = Path(root), check_styles(styles)
     if root.exists():
         raise FileProblem(f"{root} exists and is never overwritten: remove it or choose another folder.")
     root.parent.mkdir(parents=True, exist_ok=True)
     for old in root.parent.glob(f".{root.name}.*.part"):
         if not psutil.pid_exists(int(old.name.split(".")[-2].split("-")[0])):
             shutil.rmtree(old, ignore_errors=True)  # of a drawing that was killed
-    subjects = _plan(train_subjects, test_subjects, seed)
+    subjects = _plan(train_subjects, test_subjects, seed, named=sides == "both")
     partial = root.parent / f".{root.name}.{os.getpid()}-{os.urandom(4).hex()}.part"
     partial.mkdir()
     try:
-        jobs = [(partial, subject, side, size, seed) for subject in subjects for side in SIDES]
+        jobs = [(partial, subject, side, size, seed, styles, sides) for subject in subjects for side in SIDES]
         for _ in progress(_done(jobs, workers), "drawing phantoms", total=len(jobs), unit="image"):
             pass
-        _write_meta(partial / "meta_data.xlsx", subjects, seed)
-        write_json(partial / RECORD, _record(train_subjects, test_subjects, size, seed))
+        _write_meta(partial / "meta_data.xlsx", subjects, seed, styles)
+        write_json(partial / RECORD, _record(train_subjects, test_subjects, size, seed, styles, sides))
         os.sync()  # one for thousands of files: after a power loss the renamed folder must not hold empty ones
         if root.exists():  # appeared meanwhile; rename would silently replace an empty folder
             raise FileProblem(f"{root} has appeared meanwhile and is never overwritten.")
@@ -101,26 +119,44 @@ def write_phantom_set(
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def phantom_matches(root: Path, *, train_subjects: int, test_subjects: int, size: int, seed: int) -> bool:
-    """True where `root` holds the set that `write_phantom_set` would write with these arguments today."""
+def phantom_matches(
+    root: Path,
+    *,
+    train_subjects: int,
+    test_subjects: int,
+    size: int,
+    seed: int,
+    styles: Sequence[str] = DEFAULT_STYLES,
+    sides: Sides = "both",
+) -> bool:
+    """True where `root` holds the set that `write_phantom_set` would write with these arguments today.
+
+    Raises:
+        ConfigProblem: no such style.
+    """
+    wanted = _record(train_subjects, test_subjects, size, seed, check_styles(styles), sides)
     try:
         found = json.loads((Path(root) / RECORD).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return bool(found == _record(train_subjects, test_subjects, size, seed))
+    return bool(found == wanted)
 
 
-def _record(train_subjects: int, test_subjects: int, size: int, seed: int) -> dict[str, int]:
+def _record(
+    train_subjects: int, test_subjects: int, size: int, seed: int, styles: tuple[str, ...], sides: Sides
+) -> dict[str, int | str | list[str]]:
     return {
         "version": VERSION,
         "train_subjects": train_subjects,
         "test_subjects": test_subjects,
         "size": size,
         "seed": seed,
+        "styles": list(styles),
+        "sides": sides,
     }
 
 
-def _plan(train_subjects: int, test_subjects: int, seed: int) -> list[Subject]:
+def _plan(train_subjects: int, test_subjects: int, seed: int, named: bool = True) -> list[Subject]:
     """Identities (with gaps, train and test mixed), bent wrists and file names of all subjects."""
     total = train_subjects + test_subjects
     rng = np.random.default_rng((seed, 0x5E7))
@@ -133,17 +169,17 @@ def _plan(train_subjects: int, test_subjects: int, seed: int) -> list[Subject]:
         for index, (identity, is_bent) in enumerate(zip(own, bent, strict=True)):
             time = 1_661_130_000_000 + int(identity) * 7_919_000 + int(rng.integers(0, 3_000_000))
             times = (time, time + int(rng.integers(20_000, 120_000)))
-            named = rng.random() < NAMED_SHARE
+            telling = rng.random() < NAMED_SHARE and named
             order = rng.permutation(len(SIDES))
             stems = {
-                side: f"image{times[place]}" + (f"_{side}" if named else "")
+                side: f"image{times[place]}" + (f"_{side}" if telling else "")
                 for side, place in zip(SIDES, order, strict=True)
             }
             subjects.append(Subject(split, first + index, f"ID{int(identity):03d}", bool(is_bent), stems))
     return subjects
 
 
-def _done(jobs: list[tuple[Path, Subject, str, int, int]], workers: int) -> Iterator[None]:
+def _done(jobs: list[Job], workers: int) -> Iterator[None]:
     """Draw every job, here or in `workers` processes, and yield after each."""
     if not workers:
         for job in jobs:
@@ -166,9 +202,13 @@ def _start_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent stops the workers
 
 
-def _draw_and_write(root: Path, subject: Subject, side: str, size: int, seed: int) -> None:
+def _draw_and_write(
+    root: Path, subject: Subject, side: str, size: int, seed: int, styles: tuple[str, ...], sides: Sides
+) -> None:
     """Write one image and its labels. `root` is private to the set being written, so plain writes will do."""
-    phantom = draw_phantom(seed, subject.number, side, size, subject.bent)
+    phantom = draw_phantom(seed, subject.number, side, size, subject.bent, styles)
+    if sides == "right" and side == "L":
+        phantom = mirrored(phantom)
     stem = subject.stems[side]
     for kind, suffix in (("DCM", ".png"), ("outputs_json", ".json")):
         path = root / subject.split / kind / subject.identity / (stem + suffix)
@@ -210,15 +250,16 @@ def _label(phantom: Phantom, subject: Subject, stem: str) -> dict[str, Any]:
     }
 
 
-def _write_meta(path: Path, subjects: list[Subject], seed: int) -> None:
+def _write_meta(path: Path, subjects: list[Subject], seed: int, styles: tuple[str, ...]) -> None:
     """One row per subject, with the oddities of the real file: some sexes carry an Excel escape or a blank."""
     import pandas  # here: half a second that every drawing process would pay
 
     rows = []
     for subject in sorted(subjects, key=lambda subject: subject.identity):
-        body = draw_body(np.random.default_rng((seed, subject.number)))
+        style = style_of(seed, subject.number, styles)
+        body = draw_body(np.random.default_rng((seed, subject.number)), style)
         rng = np.random.default_rng((seed, subject.number, 9))
-        height = round(float(100 + 70 * body.size + rng.normal(0, 3)))
+        height = round(float(170 * body.size + rng.normal(0, 3)))
         weight = round(float((height / 100) ** 2 * 22.5 * body.flesh))
         sex = ("남" if body.sex == "M" else "여") + ("", "", " ")[rng.integers(3)]
         sex = ("", "_x0008_")[rng.random() < 0.3] + sex

@@ -21,7 +21,7 @@ METACARPAL_MM = ((11.5, 9.6), (11.0, 8.9), (10.5, 7.6))
 PAD_MM = 4.0
 """Flesh beyond the last bone."""
 
-FOREARM_MM = (29.0, 30.0, 36.0)
+FOREARM_MM = (29.0, 30.0, 36.0, 44.0)
 """Half widths of the forearm at the points of PosedHand.forearm."""
 
 FINGER_DEPTH_MM, PALM_DEPTH_MM = 14.0, 17.0
@@ -51,7 +51,7 @@ class _Canvas:
     def sweep(self, mask: Mask, points: Floats, radii: Floats) -> None:
         """A tube of changing radius along a line."""
         steps = np.concatenate([[0.0], np.cumsum(np.hypot(*np.diff(points, axis=0).T))])
-        at = np.arange(0.0, steps[-1] + 1.0, 1.5)
+        at = np.arange(0.0, steps[-1] + 1.0, max(1.5, 0.13 * radii.min()))
         line = np.stack([np.interp(at, steps, points[:, axis]) for axis in (0, 1)], axis=1)
         for centre, radius in zip(self.pixels(line), np.interp(at, steps, radii) * self.scale * 16, strict=True):
             cv2.circle(mask, (int(centre[0]), int(centre[1])), max(int(radius), 16), 255, -1, cv2.LINE_8, 4)

@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 from pathlib import Path
+from typing import Literal, TypedDict
 
 from config import Config
 from dataset.check import Verdict, check_data, table, write_bad_files
@@ -21,23 +22,37 @@ PARTS = {"train", "test", "meta_data.xlsx", "phantom.json", "cache", "jpeg"}
 """All that a phantom set holds, and what we make of it."""
 
 
-def missing_phantoms(cfg: Config) -> dict[str, int]:
-    """What to draw at data_root: nothing where no phantoms are asked for, or just these lie there already.
+class PhantomSet(TypedDict):
+    """What `write_phantom_set` is asked for."""
+
+    train_subjects: int
+    test_subjects: int
+    size: int
+    seed: int
+    styles: tuple[str, ...]
+    sides: Literal["both", "right"]
+
+
+def missing_phantoms(cfg: Config) -> PhantomSet | None:
+    """What to draw at data_root: None where no phantoms are asked for, or just these lie there already.
 
     Raises:
         FileProblem: data_root holds something else that --overwrite does not cover.
+        ConfigProblem: `phantom_styles` names one that is none.
     """
     if not cfg.phantom.phantom:
-        return {}
+        return None
     root, chosen = Path(cfg.data.data_root), cfg.phantom
-    wanted = {
+    wanted: PhantomSet = {
         "train_subjects": chosen.phantom_train,
         "test_subjects": chosen.phantom_test,
         "size": chosen.phantom_size,
         "seed": chosen.phantom_seed,
+        "styles": chosen.phantom_styles,
+        "sides": chosen.phantom_sides,
     }
     if phantom_matches(root, **wanted):
-        return {}
+        return None
     # --overwrite covers what we have drawn with other settings, as long as nothing else lies there.
     ours = (root / RECORD).exists() and {path.name for path in root.iterdir()} <= PARTS
     if root.exists() and not (ours and cfg.run.overwrite):
@@ -91,7 +106,7 @@ def look_at_data(cfg: Config) -> Verdict:
         os.cpu_count() or 1,
         pairs={split: pair_split(cfg, split) for split in splits},
         exclude={*data.exclude, *(KNOWN_BAD_LABELS if switches.exclude else ())},
-        alike=find_layout(cfg) == "competition",
+        alike=find_layout(cfg) == "competition" and cfg.phantom.phantom_styles == ("competition",),  # others crop
     )
     print(table(verdict), flush=True)
     if "val" not in splits and has_split(cfg, "val"):
