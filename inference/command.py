@@ -184,6 +184,7 @@ def run_plan(plan: Plan, cfg: Config) -> int:
     import torch
 
     from engine.devices import pick_device, set_determinism
+    from inference.hands import describe_hands
     from inference.job import CSV_NAME, working_folder
     from inference.part_file import Part
     from inference.plan import infer, new_folder
@@ -212,7 +213,9 @@ def run_plan(plan: Plan, cfg: Config) -> int:
     if results.table is not None:
         print(f"Dice {results.table.mean():.4f} over {len(plan.records)} labelled images ({folder / 'per_class.csv'})")
     print(f"CSV: {folder / CSV_NAME}")
-    for kind in ("masks", "overlays", "probs", "bones.csv"):
+    if (folder / "hands.csv").exists():
+        print("\n".join(describe_hands(folder / "hands.csv")))
+    for kind in ("masks", "overlays", "probs", "bones.csv", "hands.csv"):
         if (folder / kind).exists():
             print(f"{kind}: {folder / kind}")
     return 0

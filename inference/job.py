@@ -4,12 +4,12 @@ While it runs, everything lies in `<folder>.partial`, beside the final folder:
 
     job.json                   what the inference is, see Identity
     part-0001-of-0004.csv      the rows of each part, see inference/part_file.py; .done beside it once it is whole
-    bones-0001-of-0004.csv     missing and split bones of each part, where they are asked for
+    bones-0001-of-0004.csv     missing and split bones of each part, where they are asked for; hands-… likewise
     results/                   masks, overlays, probs: what becomes the final folder
 
-Whoever ends the last part writes the rest into `results` (submission.csv, bones.csv, Dice where there are labels,
-config.json, job.json) and renames it: the final folder is there whole, or not at all. All of this can be done again
-after a kill, and memory grows by the images' names only (and by their Dice).
+Whoever ends the last part writes the rest into `results` (submission.csv, lists of findings, Dice where there are
+labels, config.json, job.json) and renames it: the final folder is there whole, or not at all. All of this can be done
+again after a kill, and memory grows by the images' names only (and by their Dice).
 """
 
 from __future__ import annotations
@@ -35,10 +35,12 @@ from engine.files import FileProblem, is_disk_full, remove_leftovers, write_json
 from engine.progress import progress
 from inference.csv_masks import CsvMasks, LabelMasks, draw_runs, unique_stems
 from inference.csv_scores import score_submission
+from inference.hands import hand_rows, hands_header
 from inference.mask_files import check_new, write_masks, write_png
 from inference.metrics import DiceTable
 from inference.overlay import draw_overlay
 from inference.part_file import ALL, Part, PartFile, join_findings
+from inference.post_process import FINDINGS_HEADER, finding_rows
 from inference.probs import ProbsWriter
 from inference.scores import Scores
 from inference.submission import check_names
@@ -47,7 +49,10 @@ from inference.submission_file import merge_submissions
 if TYPE_CHECKING:
     from inference.pipeline import Prediction
 
-CSV_NAME, BONES_NAME, JOB_NAME = "submission.csv", "bones.csv", "job.json"
+CSV_NAME, JOB_NAME = "submission.csv", "job.json"
+
+BONES, HANDS = "bones", "hands"
+"""Lists of findings: missing and split bones, and the hands that were found, with the confidence of each bone."""
 
 _SECTIONS = ("window", "inference", "ensemble")
 _FIELDS = ("classes", "dataset_file", "clahe_clip", "clahe_tiles", "amp")
@@ -196,9 +201,9 @@ class Job:
             return self
         check_new(self.folder)
         self._open_partial()
-        names, bones = [record.name for record in self._mine], "one_bone" in self._cfg.inference.post_process
+        names, classes = [record.name for record in self._mine], self._cfg.data.classes
         with ExitStack() as stack:
-            file = stack.enter_context(PartFile(self._partial, self.part, names, self._cfg.data.classes, bones))
+            file = stack.enter_context(PartFile(self._partial, self.part, names, classes, self._lists))
             if file.written and not self._resume:
                 raise FileProblem(
                     f"{self._partial} holds {file.written} of {len(names)} images of {self.part}, of an inference that "
@@ -235,7 +240,9 @@ class Job:
                 start = time.perf_counter()
                 size = self._store.write(prediction.probs)
                 self.stored.add(size, prediction.cutting + time.perf_counter() - start)
-            self._file.append(record.name, bits, prediction.findings)
+            found = {BONES: finding_rows(record.name, prediction.findings)}
+            found |= {HANDS: hand_rows(record.name, prediction.hands, classes)}
+            self._file.append(record.name, bits, found)
 
     def finish(self) -> Results | None:
         """End the part, and where all others have ended, the inference; None where they have not, see `missing`.
@@ -254,6 +261,13 @@ class Job:
     def missing(self) -> list[Part]:
         """The parts that are not done."""
         return [part for part in self._parts() if not part.done(self._partial).exists()]
+
+    @property
+    def _lists(self) -> dict[str, Sequence[str]]:
+        """Lists of findings that the settings ask for, and their headers."""
+        chosen = self._cfg.inference
+        bones: dict[str, Sequence[str]] = {BONES: FINDINGS_HEADER} if "one_bone" in chosen.post_process else {}
+        return bones | ({HANDS: hands_header(self._cfg.data.classes)} if chosen.find_hands else {})
 
     @cached_property
     def _store(self) -> ProbsWriter:
@@ -301,8 +315,9 @@ class Job:
         if not csv.exists():  # else by a process that was killed in here
             parts = [part for part in self._parts() if part.of_list(len(self._records))]
             merge_submissions([part.csv(self._partial) for part in parts], csv)
-        if "one_bone" in self._cfg.inference.post_process:
-            join_findings([part.bones(self._partial) for part in self._parts()], folder / BONES_NAME)
+        for kind, header in self._lists.items():
+            paths = [part.list_of(self._partial, kind) for part in self._parts()]
+            join_findings(paths, header, folder / f"{kind}.csv")
         table, scores = self._scored(csv)
         if table is not None:
             table.to_csv(folder / "per_class.csv")

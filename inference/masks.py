@@ -107,3 +107,28 @@ class Quantised:
         """Take the next rows of probabilities, (K, rows, W)."""
         self.values[:, self.done : self.done + probs.shape[1]] = quantise(probs)
         self.done += probs.shape[1]
+
+
+class Sureness:
+    """Collects bands of an image: how sure the network is of each mask.
+
+    Args:
+        limits: (K,) above which a pixel belongs to a class, on the scale of the bands.
+        blend: what the bands are.
+    """
+
+    def __init__(self, limits: Tensor, blend: Blend) -> None:
+        self.limits, self.blend = limits, blend
+        self.sums = torch.zeros((2, len(limits)), dtype=torch.float64, device=limits.device)
+
+    def add(self, band: Tensor) -> None:
+        """Take the next rows, (K, rows, W)."""
+        inside = band > self.limits[:, None, None]
+        for k, (plane, mask) in enumerate(zip(band, inside, strict=True)):
+            sure = plane[mask]  # a few per cent of the plane
+            self.sums[0, k] += (sure.sigmoid() if self.blend == "logits" else sure).sum()
+            self.sums[1, k] += len(sure)
+
+    def result(self) -> tuple[float, ...]:
+        """Mean probability inside each mask, 0 where it is empty: (K,)."""
+        return tuple((self.sums[0] / self.sums[1].clamp(min=1)).tolist())

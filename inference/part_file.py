@@ -10,7 +10,7 @@ import csv
 import io
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.files import FileProblem, atomic_path, locked, write_text
-from inference.post_process import FINDINGS_HEADER, Finding, finding_rows
 from inference.rle import parse_runs
 from inference.submission import HEADER, checked_rles
 
@@ -58,9 +57,9 @@ class Part:
         """Its rows of the submission, under the submission's header."""
         return folder / f"part-{self._suffix}.csv"
 
-    def bones(self, folder: Path) -> Path:
-        """Its missing and split bones."""
-        return folder / f"bones-{self._suffix}.csv"
+    def list_of(self, folder: Path, name: str) -> Path:
+        """What it has found of a kind, such as missing and split bones."""
+        return folder / f"{name}-{self._suffix}.csv"
 
     def done(self, folder: Path) -> Path:
         """There once all its images are."""
@@ -82,16 +81,23 @@ class PartFile:
         folder: where the part lies, or will lie.
         names: base names of its images, in the order in which they are written.
         classes: names of the classes, in the order of their bits.
-        bones: also write findings.
+        lists: of findings that are written too: name -> header, of which the first column is the image's name.
 
     Raises:
         FileProblem: on entering, another process holds the part.
     """
 
-    def __init__(self, folder: Path, part: Part, names: Sequence[str], classes: Sequence[str], bones: bool) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        part: Part,
+        names: Sequence[str],
+        classes: Sequence[str],
+        lists: Mapping[str, Sequence[str]],
+    ) -> None:
         self._folder, self._part = folder, part
         self._names, self._classes = tuple(names), tuple(classes)
-        self._bones = bones
+        self._lists = lists
         self._stack = ExitStack()
         self.written = 0
         """Images that are whole."""
@@ -108,10 +114,11 @@ class PartFile:
                 ) from None
             self.written, end = whole_images(path, self._names, self._classes)
             self._rows = stack.enter_context(_Growing(path, end, HEADER))
-            if self._bones:
-                path = self._part.bones(self._folder)
-                end = whole_findings(path, self._names[: self.written])
-                self._found = stack.enter_context(_Growing(path, end, FINDINGS_HEADER))
+            self._found: dict[str, _Growing] = {}
+            for kind, header in self._lists.items():
+                path = self._part.list_of(self._folder, kind)
+                end = whole_findings(path, header, self._names[: self.written])
+                self._found[kind] = stack.enter_context(_Growing(path, end, header))
             self._stack = stack.pop_all()
         return self
 
@@ -120,8 +127,11 @@ class PartFile:
     ) -> None:
         self._stack.__exit__(kind, error, trace)
 
-    def append(self, name: str, bits: NDArray[np.int32], findings: Sequence[Finding]) -> None:
+    def append(self, name: str, bits: NDArray[np.int32], found: Mapping[str, Sequence[Sequence[str]]]) -> None:
         """Write the rows of the next image from its packed words, int32 (ceil(K / 32), H, W) at its own size.
+
+        Args:
+            found: rows for each of the lists, of this image.
 
         Raises:
             FileProblem: not the next image, or the text does not decode to the very same masks.
@@ -133,9 +143,10 @@ class PartFile:
                 f"{path}: image {name!r} is not the next after {self.written}: write every image once, in order."
             )
         rles = checked_rles(path, name, bits, len(self._classes))
-        if self._bones and findings:
-            self._found.append(finding_rows(name, findings))
-            self._found.flush()  # before the rows, which tell that the findings are there
+        for kind, growing in self._found.items():
+            if found[kind]:
+                growing.append(found[kind])
+                growing.flush()  # before the rows of the CSV, which tell that the findings are there
         self._rows.append((name, label, rle) for label, rle in zip(self._classes, rles, strict=True))
         self.written += 1
 
@@ -168,19 +179,19 @@ def whole_images(path: Path, names: Iterable[str], classes: Sequence[str]) -> tu
     return count, end
 
 
-def whole_findings(path: Path, names: Iterable[str]) -> int:
+def whole_findings(path: Path, header: Sequence[str], names: Iterable[str]) -> int:
     """Up to where, in bytes, a list of findings is whole and about `names`, in this order."""
     known = {name: place for place, name in enumerate(names)}
     end = last = 0
     try:
         with open(path, "rb") as file:
-            if (head := file.readline()) != _text([FINDINGS_HEADER]):
+            if (head := file.readline()) != _text([header]):
                 return 0
             end = len(head)
             for line in file:
                 name, *rest = next(csv.reader([line.decode("utf-8", errors="replace")]))
                 place = known.get(name, -1)
-                if not line.endswith(b"\n") or len(rest) != len(FINDINGS_HEADER) - 1 or place < last:
+                if not line.endswith(b"\n") or len(rest) != len(header) - 1 or place < last:
                     break
                 last, end = place, end + len(line)
     except FileNotFoundError:
@@ -188,10 +199,10 @@ def whole_findings(path: Path, names: Iterable[str]) -> int:
     return end
 
 
-def join_findings(paths: Iterable[Path], output: Path) -> None:
+def join_findings(paths: Iterable[Path], header: Sequence[str], output: Path) -> None:
     """Write the lists of several parts as one; atomic, replaces an older file."""
     with atomic_path(output) as temporary, open(temporary, "wb") as joined:
-        joined.write(_text([FINDINGS_HEADER]))
+        joined.write(_text([header]))
         for path in paths:
             with open(path, "rb") as file:
                 file.readline()

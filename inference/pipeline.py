@@ -19,18 +19,24 @@ from dataset.labels import read_label
 from dataset.order import ALONE, Shard
 from dataset.readers import Record
 from engine import settings
+from engine.bits import n_words
 from engine.progress import progress
 from inference.build import steps_of
 from inference.ensemble import Ensemble, Prepared
+from inference.find_hands import Placement, find_hands
+from inference.hands import Hand
 from inference.job import Job, Results
 from inference.mask_files import write_png
-from inference.masks import Packed, Quantised, limits_of
+from inference.masks import Packed, Quantised, Sureness, limits_of
 from inference.metrics import DiceTable, count_bits, dice_from_counts
 from inference.overlapped import Behind, prefetch
 from inference.overlay import draw_overlay
 from inference.post_process import Finding, Step, apply, low_threshold
 from inference.probs import ImageProbs, from_dense
 from inference.scores import Scores
+
+LARGEST = 2048
+"""Side of the square that a hand is predicted in, px, at most: as large as the competition's images."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,8 @@ class Prediction:
     probs: ImageProbs | None = None
     findings: tuple[Finding, ...] = ()
     """Missing and split bones, where the step one_bone asks for them."""
+    hands: tuple[Hand, ...] = ()
+    """What find_hands has found."""
     cutting: float = 0.0
     """Seconds that it took to cut the probabilities out."""
 
@@ -70,12 +78,45 @@ def answers(ensemble: Ensemble, records: Iterable[Record], cfg: Config, device: 
     """
     steps = steps_of(cfg)
     for image in prefetch(records, partial(_load, ensemble, cfg)):
-        yield partial(_complete, _collect(ensemble, image, cfg, device, low_threshold(steps)), steps)
+        if cfg.inference.find_hands:
+            raws = list(_each_hand(ensemble, image, cfg, device, steps))
+            yield partial(_put_together, image, len(cfg.data.classes), raws, steps)
+        else:
+            yield partial(_complete, _collect(ensemble, image, cfg, device, low_threshold(steps)), steps)
 
 
 def _complete(raw: _Raw, steps: tuple[Step, ...]) -> Prediction:
     bits, findings = apply(raw.bits, raw.classes, steps, raw.low) if steps else (raw.bits, ())
-    return Prediction(raw.image.record, raw.image.pixels, bits, raw.probs, findings, raw.cutting)
+    return Prediction(raw.image.record, raw.image.pixels, bits, raw.probs, findings, (), raw.cutting)
+
+
+def _each_hand(
+    ensemble: Ensemble, image: _Loaded, cfg: Config, device: str, steps: tuple[Step, ...]
+) -> Iterator[tuple[Placement, _Raw]]:
+    """The hands of an image, each predicted upright and as large as in its file."""
+    network = ensemble.members[0].network
+    network.to(device)  # of members that take turns it may be away
+    for placement in find_hands(network, cfg.data.classes, image.pixels, device):
+        square = placement.cut(image.pixels, placement.natural_size(LARGEST))
+        upright = _Loaded(image.record, square, ensemble.prepare(square), None)
+        yield placement, _collect(ensemble, upright, cfg, device, low_threshold(steps))
+
+
+def _put_together(
+    image: _Loaded, n_classes: int, raws: list[tuple[Placement, _Raw]], steps: tuple[Step, ...]
+) -> Prediction:
+    """One answer of all hands; steps see one hand at a time, so that each keeps its own largest component."""
+    height, width = image.pixels.shape
+    bits = np.zeros((n_words(n_classes), height, width), np.int32)
+    found: list[Finding] = []
+    hands: list[Hand] = []
+    for placement, raw in raws:
+        done = _complete(raw, steps)
+        placement.paste(done.bits, bits)
+        found += done.findings
+        where = placement.side, placement.turned, placement.inverted, placement.score
+        hands.append(Hand(*where, raw.confidence))
+    return Prediction(image.record, image.pixels, bits, None, tuple(found), tuple(hands))
 
 
 @dataclass(frozen=True)
@@ -91,7 +132,7 @@ def _load(ensemble: Ensemble, cfg: Config, record: Record) -> _Loaded:
     pixels = read_image(record.image)
     labelled = cfg.inference.save_probs and record.label is not None
     truth = read_label(record, cfg.data.classes, *pixels.shape) if labelled else None
-    return _Loaded(record, pixels, ensemble.prepare(pixels), truth)
+    return _Loaded(record, pixels, [] if cfg.inference.find_hands else ensemble.prepare(pixels), truth)
 
 
 @dataclass(frozen=True)
@@ -105,6 +146,8 @@ class _Raw:
     """Masks at a lower threshold, where a step of the post-processing needs them."""
     probs: ImageProbs | None
     cutting: float
+    confidence: tuple[float, ...]
+    """Mean probability in each mask, where hands were looked for."""
 
 
 def _collect(ensemble: Ensemble, image: _Loaded, cfg: Config, device: str, low: float | None) -> _Raw:
@@ -120,17 +163,21 @@ def _collected(ensemble: Ensemble, image: _Loaded, cfg: Config, device: str, low
     classes, (height, width) = cfg.data.classes, image.pixels.shape
     masks = Packed(height, width, ensemble.limits(device))
     lower = Packed(height, width, limits_of([low] * len(classes), ensemble.blend).to(device)) if low else None
+    sure = Sureness(ensemble.limits(device), ensemble.blend) if cfg.inference.find_hands else None
     dense = Quantised(len(classes), height, width, device) if cfg.inference.save_probs else None
     for band in ensemble.bands(image.prepared, device):
         masks.add(band)
         if lower:
             lower.add(band)
+        if sure:
+            sure.add(band)
         if dense:
             dense.add(band.sigmoid() if ensemble.blend == "logits" else band)
     bits, low_bits, record = masks.result(), lower.result() if lower else None, image.record
     start = time.perf_counter()
     probs = from_dense(record.key, record.name, dense.values, classes, image.truth) if dense else None
-    return _Raw(image, classes, bits, low_bits, probs, time.perf_counter() - start)
+    cutting = time.perf_counter() - start
+    return _Raw(image, classes, bits, low_bits, probs, cutting, sure.result() if sure else ())
 
 
 def fill(
@@ -185,7 +232,8 @@ def validate(
     """
     table = DiceTable(cfg.data.classes)
     part = shard.padded(len(records))
-    cfg = settings.replace(cfg, {"save_probs": False})  # nobody would read them
+    # Nobody would read the probabilities; and hands of labelled images lie as those that the network learns from.
+    cfg = settings.replace(cfg, {"save_probs": False, "find_hands": False})
     found = answers(ensemble, [records[i] for i, _ in part], cfg, device)
     with Behind() as behind:
         for answer, (_, counts) in zip(progress(found, "validation", len(part), "images"), part, strict=True):

@@ -61,7 +61,7 @@ def prediction(record: Record) -> Any:
     counts = np.zeros((3, VALUES), np.int64)
     values = tuple(plane.astype(np.uint8) * np.uint8(200) for plane in dense)
     probs = ImageProbs(record.key, record.name, height, width, CLASSES, boxes, values, None, counts, None)
-    return SimpleNamespace(record=record, image=None, bits=bits, findings=split, probs=probs, cutting=0.0)
+    return SimpleNamespace(record=record, image=None, bits=bits, findings=split, hands=(), probs=probs, cutting=0.0)
 
 
 def infer(folder: Path, part: Part = ALL, resume: bool = False) -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from test_inference_kill import CFG, CLASSES, NAMES, RECORDS, infer, prediction, tree
 
 from config import HAND_BONES, Config
@@ -35,6 +36,11 @@ PARTIAL = "out.partial"
 
 def job(folder: Path, cfg: Config = CFG, records: list[Record] = RECORDS, **values: Any) -> Job:
     return Job(folder, records, cfg, ["sha"], "probs", **values)
+
+
+def predicted(record: Record, image: Any, bits: NDArray[np.int32], probs: Any) -> Any:
+    """A prediction with nothing found."""
+    return SimpleNamespace(record=record, image=image, bits=bits, probs=probs, findings=(), hands=(), cutting=0.0)
 
 
 def stopped(folder: Path, count: int, cfg: Config = CFG, **values: Any) -> Path:
@@ -66,7 +72,7 @@ def test_everything_that_is_asked_for(tmp_path: Path) -> None:
             bits = np.zeros((1, 60, 60), np.int32)
             bits[0, 10:30, 20:40] = 5
             probs = dataclasses.replace(prediction(record).probs, classes=("a", "b", "c"))
-            begun.write(SimpleNamespace(record=record, image=image, bits=bits, probs=probs, findings=(), cutting=0.0))
+            begun.write(predicted(record, image, bits, probs))
         results = begun.finish()
     assert results is not None and results.folder == tmp_path / "out" and results.table is results.scores is None
     assert [path.name for path in tmp_path.iterdir()] == ["out"], "no working folder stays"
@@ -117,7 +123,7 @@ def test_scores_are_those_of_the_masks(metrics: tuple[str, ...], phantom_root: P
         for record in begun.todo:
             truth = read_label(record, HAND_BONES, 128, 128)
             bits = np.roll(truth, 2, 1)
-            begun.write(SimpleNamespace(record=record, image=None, bits=bits, probs=None, findings=(), cutting=0.0))
+            begun.write(predicted(record, None, bits, None))
             table.add(record.key, dice_from_counts(count_bits(bits, truth, 29)))
             if metrics:
                 scores.add(record.key, bits, truth)
@@ -142,7 +148,7 @@ def test_records_of_which_one_has_no_label_have_no_score(phantom_root: Path, tmp
     with job(tmp_path / "out", PLAIN, records) as begun:
         for record in begun.todo:
             bits = np.zeros((1, 128, 128), np.int32)
-            begun.write(SimpleNamespace(record=record, image=None, bits=bits, probs=None, findings=(), cutting=0.0))
+            begun.write(predicted(record, None, bits, None))
         results = begun.finish()
     assert results is not None and results.table is None and not (tmp_path / "out/per_class.csv").exists()
 
@@ -154,7 +160,7 @@ def test_memory_does_not_grow_with_the_images(tmp_path: Path) -> None:
 
     def write(some: list[Record]) -> None:
         for record in some:
-            begun.write(SimpleNamespace(record=record, image=None, bits=bits, probs=None, findings=(), cutting=0.0))
+            begun.write(predicted(record, None, bits, None))
 
     with job(tmp_path / "out", PLAIN, records) as begun:
         write(records[:4])
@@ -309,7 +315,7 @@ def test_a_final_folder_is_never_overwritten(content: str, resume: bool, tmp_pat
     else:
         out.mkdir()
         (out / "mine.txt" if content == "folder" else out / CSV_NAME).write_text("mine")
-    with pytest.raises(FileProblem, match=r"out exists and is never overwritten: .* choose another --output"):
+    with pytest.raises(FileProblem, match=r"out exists and is never overwritten: .* choose another folder"):
         infer(out, resume=resume)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 

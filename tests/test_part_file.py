@@ -15,6 +15,7 @@ from test_inference_kill import CLASSES, NAMES, RECORDS, prediction
 
 from engine.files import FileProblem
 from inference.part_file import ALL, Part, PartFile, join_findings, whole_findings, whole_images
+from inference.post_process import FINDINGS_HEADER, finding_rows
 
 
 @examples(derandomize=True, max_examples=60, deadline=None)
@@ -67,12 +68,15 @@ def test_an_image_that_is_not_as_written_ends_what_is_kept(old: str, new: str, t
     assert whole_images(tmp_path / "part.csv", NAMES, CLASSES) == (2, ends[2])
 
 
+LISTS = {"bones": FINDINGS_HEADER}
+
+
 def write_part(folder: Path, part: Part = ALL) -> None:
     mine = part.of_list(len(RECORDS))
-    with PartFile(folder, part, [NAMES[i] for i in mine], CLASSES, bones=True) as file:
+    with PartFile(folder, part, [NAMES[i] for i in mine], CLASSES, LISTS) as file:
         for i in mine:
             found = prediction(RECORDS[i])
-            file.append(NAMES[i], found.bits, found.findings)
+            file.append(NAMES[i], found.bits, {"bones": finding_rows(NAMES[i], found.findings)})
         file.end()
 
 
@@ -81,32 +85,32 @@ def test_findings_of_parts_are_those_of_the_whole(tmp_path: Path) -> None:
     for part in (ALL, *parts):
         write_part(tmp_path, part)
         assert part.done(tmp_path).exists()
-    join_findings([part.bones(tmp_path) for part in parts], tmp_path / "joined.csv")
-    assert (tmp_path / "joined.csv").read_bytes() == ALL.bones(tmp_path).read_bytes()
+    join_findings([part.list_of(tmp_path, "bones") for part in parts], FINDINGS_HEADER, tmp_path / "joined.csv")
+    assert (tmp_path / "joined.csv").read_bytes() == ALL.list_of(tmp_path, "bones").read_bytes()
 
 
 def test_findings_stay_with_the_images_that_are_kept(tmp_path: Path) -> None:
-    path = ALL.bones(tmp_path)
-    assert whole_findings(path, NAMES) == 0, "there is no file"
+    path = ALL.list_of(tmp_path, "bones")
+    assert whole_findings(path, FINDINGS_HEADER, NAMES) == 0, "there is no file"
     write_part(tmp_path)
     data = path.read_bytes()
     lines = data.splitlines(keepends=True)
     ends = np.cumsum([len(line) for line in lines]).tolist()
     for cut in range(len(data) + 1):
         path.write_bytes(data[:cut])
-        assert whole_findings(path, NAMES) == max([end for end in ends if end <= cut], default=0)
+        assert whole_findings(path, FINDINGS_HEADER, NAMES) == max([end for end in ends if end <= cut], default=0)
     path.write_bytes(data)
     for kept in range(len(NAMES) + 1):
         rows = csv.reader(line.decode() for line in lines)
         mine = [row[0] in ("image_name", *NAMES[:kept]) for row in rows]
         assert mine == sorted(mine, reverse=True)
-        assert whole_findings(path, NAMES[:kept]) == ends[sum(mine) - 1]
+        assert whole_findings(path, FINDINGS_HEADER, NAMES[:kept]) == ends[sum(mine) - 1]
 
 
 def test_rows_that_do_not_decode_to_the_masks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("inference.submission.encode_bits", lambda bits, n_classes: ["1 1"] * n_classes)
-    with PartFile(tmp_path, ALL, NAMES, CLASSES, bones=False) as file:
+    with PartFile(tmp_path, ALL, NAMES, CLASSES, {}) as file:
         with pytest.raises(FileProblem, match=r"the RLE of image 'b\.png' does not decode to its masks"):
-            file.append("b.png", prediction(RECORDS[0]).bits, ())
+            file.append("b.png", prediction(RECORDS[0]).bits, {})
         assert file.written == 0
     assert whole_images(ALL.csv(tmp_path), NAMES, CLASSES) == (0, 21)

@@ -155,7 +155,7 @@ def test_results_are_never_overwritten(content: str, images: Path, tmp_path: Pat
     else:
         out.write_text("mine")
     before = out.read_text() if out.is_file() else (out / "submission.csv").read_text()
-    with pytest.raises(FileProblem, match=r"out exists and is never overwritten: .* choose another --output"):
+    with pytest.raises(FileProblem, match=r"out exists and is never overwritten: .* choose another folder"):
         run(cfg, records, out)
     assert (out.read_text() if out.is_file() else (out / "submission.csv").read_text()) == before
     (tmp_path / "empty").mkdir()
