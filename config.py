@@ -137,9 +137,11 @@ class Data:
     overfit_batches: int = 0
     """Train on the images of so many batches only, without augmentation, and validate on the same; 0 is off."""
     pseudo: str = ""
-    """Predicted labels that train too: a leaderboard CSV, or a folder of masks as `save_masks` writes them."""
+    """Predicted labels that train too: a leaderboard CSV, a folder of masks as `save_masks` writes them, or the
+    pseudo_stats CSV of scripts/predict_unet_small.py, whose plausible masks train."""
     pseudo_images: str = ""
-    """Folder of their images; empty takes the test split of data_root."""
+    """Folder of their images; empty takes raw_unlabelled beside a pseudo_stats CSV, else the test split of
+    data_root."""
     pseudo_weight: float = 0.5
     """Weight of a pseudo-labelled sample in the loss; a labelled one has 1."""
     pseudo_confidence: float = 0.0
@@ -170,6 +172,11 @@ class Phantom:
     """Height and width of the phantom's images, px (128 to 2048)."""
     phantom_seed: int = 1
     """Seed of the phantom set."""
+    phantom_styles: tuple[str, ...] = ("competition",)
+    """Looks that its subjects have, one each: competition, dr, cr, film, portable, child, old, oblique
+    (docs/phantom.md). A style left out is held out."""
+    phantom_sides: Literal["both", "right"] = "both"
+    """right mirrors the left hands: for networks that are only shown right ones."""
 
 
 @dataclass(frozen=True)
@@ -526,6 +533,10 @@ class Inference:
     """Take only so many views, the plain one first; 0 takes all."""
     tta_unseen: Literal["error", "skip", "allow"] = "error"
     """What happens with views that training never showed to the network: an error, left out, or used all the same."""
+    find_hands: bool = False
+    """Look for hands first, of any place, size, turn, side and polarity, and predict each upright, as a right one and
+    bright on dark: for networks that were trained on such hands, on images of one's own. Says which hand it is, how it
+    lies and how sure the network is of each bone (hands.csv), and where there is no hand."""
     split: Literal["test", "val"] = "test"
     """Images of data_root that the inference commands predict: the test split, or those that the weights were validated
     on (of several folds, each by the fold that has not seen them)."""
@@ -543,7 +554,8 @@ class Inference:
     """Also write the probabilities, as bytes inside each bone's box: what inference/optimize.py fits on."""
     post_process: tuple[str, ...] = ()
     """Steps on the masks in this order: min_area=50 (or min_area=50,Pisiform=20), largest, fill_holes, open=2, close=2,
-    hysteresis=0.3, one_bone (lists missing and split bones), convex, smooth=3."""
+    hysteresis=0.3, one_bone (lists missing and split bones), convex, smooth=3, area_frac=0.001, cut_top=0.1,
+    cut_bottom=0.1, or_largest."""
 
 
 @dataclass(frozen=True)
@@ -611,60 +623,6 @@ class Config:
         """First 12 hex digits of the SHA-256 of all settings."""
         return hashlib.sha256(json.dumps(dataclasses.asdict(self), sort_keys=True).encode()).hexdigest()[:12]
 
-
-LIGHT: dict[str, Any] = {
-    "model_file": "model.model_simple_unet_quarter",
-    "loss": "Combined_BCE_Dice",
-    "batch_size": 8,
-    "windows_per_image": 1,
-    "warmup_epochs": 0.5,
-    "workers": 0,
-    "rotate": (-15.0, 15.0, 1.0),
-    "scale": (-0.15, 0.15, 1.0),
-    "brightness": (-0.15, 0.15, 1.0),
-    "contrast": (-0.3, 0.3, 1.0),
-    "gamma": (-0.8, 0.8, 1.0),
-    "noise": (0.0, 0.05, 1.0),
-}
-"""What trains in minutes on two CPU cores. Loading in the training process: a worker would take a core from it. Strong
-changes of grey values, for radiographs of other machines."""
-
-PRESETS: dict[str, dict[str, Any]] = {
-    "demo": {
-        "exp_name": "demo",
-        "phantom": True,
-        "data_root": "data/phantom_demo",
-        "phantom_train": 200,
-        "phantom_test": 20,
-        "n_folds": 10,
-        **LIGHT,
-        "image_size": 320,
-        "window_size": 256,
-        "stride": 64,
-        "base_channels": 32,
-        "lr": 4e-3,
-        "epoch": 12,
-        "val_interval": 3,
-    },
-    "smoke": {
-        "exp_name": "smoke",
-        "phantom": True,
-        "data_root": "data/phantom_smoke",
-        "phantom_train": 40,
-        "phantom_test": 4,
-        "phantom_size": 256,
-        "n_folds": 10,
-        **LIGHT,
-        "image_size": 160,
-        "window_size": 128,
-        "stride": 32,
-        "base_channels": 16,
-        "lr": 4e-3,
-        "epoch": 32,
-        "val_interval": 16,
-    },
-}
-"""Preset name -> the fields that differ from the defaults."""
 
 VALUE_ALIASES: dict[str, dict[str, str]] = {
     "scheduler": {

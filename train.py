@@ -35,7 +35,6 @@ from engine.progress import progress
 from engine.run_state import write_state
 from engine.schedule import Plateau, learning_rate
 from engine.stop import StopFlag, Stopped
-from inference.folds import VAL_DICE
 from inference.forward import half_type
 from inference.metrics import DiceTable
 from inference.validation import Validation
@@ -302,8 +301,7 @@ class Trainer:
             by_class = dict(zip(self.cfg.data.classes, map(float, table.per_class()[0]), strict=True))
             self.kept.update(self.cfg.folder, network.state_dict(), self.cfg, self.at.epoch + 1, dice, by_class)
             if better:
-                table.to_csv(self.cfg.folder / "per_class.csv")
-                table.images_to_csv(self.cfg.folder / VAL_DICE)
+                self.validation.write(table)
             pictures = self.validation.pictures(network) if better else ()
             self.journal.validation((self.at.epoch + 1) * len(self.loader), by_class, pictures)
         self.kept.best = max(self.kept.best, dice)
@@ -317,8 +315,7 @@ class Trainer:
         """Score a network on the validation images; writes the same tables as training does."""
         table = self.validation.score(network.to(self.device))
         if self.world.first:
-            table.to_csv(self.cfg.folder / "per_class.csv")
-            table.images_to_csv(self.cfg.folder / VAL_DICE)
+            self.validation.write(table)
         return table
 
     def profile(self, steps: int) -> str:

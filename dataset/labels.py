@@ -43,7 +43,7 @@ def read_shapes(record: Record, classes: Sequence[str]) -> Shapes:
         FileProblem: the label can't be used; names it.
     """
     assert record.label is not None
-    if record.pseudo:
+    if record.pseudo and not record.masks:
         return read_runs(record, classes)
     if record.kind == "masks":
         return read_mask_runs(record, classes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,9 +37,11 @@ def read_split(cfg: Config, split: str) -> list[Record]:
         return read_competition(root, split)
     pairs = pair_split(cfg, split)
     if not pairs.records:
+        texts = files.texts if (files := _files(cfg, split)) else []
+        beside = f" beside its {len(texts)} JSON files (an image inside of one, imageData, is not read)"
         raise FileProblem(
-            f"{root} has no images of the split {split}: point --data_root at the folder that holds them, or name "
-            f"folders by --image_dir, --mask_dir and --split_dir."
+            f"{root} has no images of the split {split}{beside * bool(texts)}: point --data_root at the folder that "
+            f"holds them, or name folders by --image_dir, --mask_dir and --split_dir."
         )
     return pairs.complete()
 
@@ -108,7 +111,7 @@ def find_layout(cfg: Config) -> str:
     if layout := _told(cfg):
         return layout
     data, root = cfg.data, Path(cfg.data.data_root)
-    there = sorted(f"{path.name}/" if path.is_dir() else path.name for path in root.iterdir()) if root.is_dir() else []
+    there = sorted(map(_content, root.iterdir())) if root.is_dir() else []
     shown = ", ".join(there[:5]) + (f" and {len(there) - 5} more" if len(there) > 5 else "")
     raise FileProblem(
         f"{root / 'train' / 'DCM'} holds no images, and no other layout fits: looked for {data.image_dir}/ and "
@@ -116,6 +119,15 @@ def find_layout(cfg: Config) -> str:
         f"train/, val/ and test/; found {shown or 'nothing'}. Point --data_root at the folder above, set --image_dir "
         f"and --mask_dir, or give --phantom to draw a data set."
     )
+
+
+def _content(path: Path) -> str:
+    """A file's name, or that of a folder and what it holds: 'masks/ (40 .gif)'."""
+    if not path.is_dir():
+        return path.name
+    kinds = Counter(file.suffix.casefold() or "files" for file in path.rglob("*") if file.is_file())
+    held = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(3))
+    return f"{path.name}/ ({held or 'empty'})"
 
 
 def is_data(cfg: Config) -> bool:

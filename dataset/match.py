@@ -5,15 +5,20 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from glob import escape
 from pathlib import Path
 
 from config import suggest
+from dataset.images import IMAGE_SUFFIXES
 from dataset.labels import labelme_shapes, read_json
 from dataset.readers import Kind, Pairs, Record, composed, path_key
 from engine.files import FileProblem
 
 ENDING = "_mask"
 """What the name of a mask may have behind that of its image."""
+
+READ = (*IMAGE_SUFFIXES, ".json")
+"""Types of images and labels."""
 
 SIDE = re.compile(r"_[LR]$")
 """Ends the names of the two hands of one subject."""
@@ -64,7 +69,7 @@ def pair_masks(files: Files, name: str) -> Pairs:
         if owner := mask_owner(key, keys):
             found.labels.setdefault(owner, []).append((name, mask))
         else:
-            found.lone[mask] = f"{files.image_root / _bare(key)}.png"
+            found.lone[mask] = f"{files.image_root / _bare(key)}.png{_unread(files.image_root, _bare(key))}"
     return _paired(files, found, f"{ENDING}.png")
 
 
@@ -183,8 +188,17 @@ def _paired(files: Files, found: _Found, ending: str) -> Pairs:
     needs_labels = files.split != "test" or any(record.label for record in records)
     unlabelled = [record for record in records if needs_labels and record.label is None]
     lone = found.lone if own is None or files.split == "train" else {}  # split files share a folder of labels
-    wanted = {r.image: f"{files.label_root / path_key(r.image, files.image_root)}{ending}" for r in unlabelled}
+    called = {record.image: path_key(record.image, files.image_root) for record in unlabelled}
+    wanted = {p: f"{files.label_root / key}{ending}{_unread(files.label_root, key)}" for p, key in called.items()}
     return Pairs(records, unlabelled, sorted(lone), wanted | lone, faults)
+
+
+def _unread(folder: Path, key: str) -> str:
+    """A remark on a file of this name whose type is none that is read; "" where there is none."""
+    place = folder / key
+    there = sorted(place.parent.glob(f"{escape(place.name)}*")) if place.parent.is_dir() else []
+    other = [p.name for p in there if mask_owner(p.stem, [place.name]) and p.suffix.casefold() not in READ]
+    return f" ({other[0]} is there, but of a type that is not read)" if other else ""
 
 
 def _doubles(labels: Sequence[tuple[str, Path]]) -> Iterator[tuple[Path, str]]:

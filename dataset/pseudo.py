@@ -1,7 +1,8 @@
 """Pseudo-labels: images whose labels a network predicted, which train beside the labelled ones and never validate.
 
-The source is a leaderboard CSV or a folder of masks; it must hold each image of its folder once, with all classes.
-What can be wrong with it is found before training starts, masks themselves are decoded when they are used.
+The source is a leaderboard CSV, a folder of masks, or a CSV of statistics that says which masks are plausible; it must
+hold each image of its folder once, with all classes. What can be wrong with it is found before training starts, masks
+themselves are decoded when they are used.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import csv
 import filecmp
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import groupby
@@ -18,7 +19,8 @@ from statistics import fmean
 
 from config import Config, ConfigProblem, suggest
 from dataset.images import image_shape
-from dataset.layouts import read_split
+from dataset.layouts import has_split, read_split
+from dataset.match import Files, pair_masks
 from dataset.readers import Pseudo, Record, read_folder
 from dataset.runs import check_masks, check_names, split_rows
 from dataset.switches import switches_of
@@ -30,6 +32,13 @@ CONFIDENCE = "confidence"
 """Last column of the CSV, where it states how sure the network was of each row, 0 to 1."""
 CONFIDENCE_FILE = "confidence.csv"
 """In a folder of masks: image_name and confidence, 0 to 1, of every image."""
+
+STATS_HEADER = ["filename", "area_frac", "cy_rel", "cx_rel", "plausible"]
+"""Of statistics: 1 and 0 in the last column; only the first and the last are read."""
+STATS, MASKS = "pseudo_stats", "masks_pseudo"
+"""Statistics pseudo_stats_small.csv are about the masks masks_pseudo_small/<stem>.png beside them."""
+RAW = "raw_unlabelled"
+"""Folder beside statistics that holds their images."""
 
 PIECE = 4096
 """Bytes that are read of each image to find equal files."""
@@ -45,13 +54,16 @@ class Found:
 
 
 def pseudo_images(cfg: Config) -> list[Record]:
-    """The images that `pseudo` labels, without labels: of `pseudo_images`, else of the test split.
+    """The images that `pseudo` labels, without labels: of `pseudo_images`, else beside statistics, else the test split.
 
     Raises:
         ConfigProblem: the JPEG tree does not hold them, though the loader's name ends in _preprocessed.
         FileProblem: there are none.
     """
     data, root = cfg.data, Path(cfg.data.data_root)
+    source = Path(data.pseudo)
+    if not data.pseudo_images and is_stats(source):
+        return _in_folder(source.parent / RAW, data.subject_pattern)
     if not data.pseudo_images:
         return [replace(record, label=None, masks=()) for record in read_split(cfg, "test")]
     folder = Path(data.pseudo_images)
@@ -61,7 +73,17 @@ def pseudo_images(cfg: Config) -> list[Record]:
             f"pseudo_images is {folder}, but the JPEG tree only holds images below {root}/<split>/DCM: move them "
             f"there, or leave _preprocessed out of --dataset_file."
         )
-    return read_folder(folder)
+    return _in_folder(folder, data.subject_pattern)
+
+
+def _in_folder(folder: Path, pattern: str) -> list[Record]:
+    """Its images with the subjects that `subject_pattern` finds, so that frames of a video that validates are known."""
+    records = read_folder(folder)
+    if not pattern or folder.is_file():
+        return records
+    files = Files("test", folder, folder, [record.image for record in records], [], [], pattern)
+    named = pair_masks(files, "").records
+    return [replace(record, subject=one.subject) for record, one in zip(records, named, strict=True)]
 
 
 def pseudo_records(cfg: Config) -> list[Record]:
@@ -75,7 +97,7 @@ def pseudo_records(cfg: Config) -> list[Record]:
     source, images = Path(data.pseudo), pseudo_images(cfg)
     if not source.exists():
         raise FileProblem(f"{source} does not exist: give --pseudo a leaderboard CSV or a folder of masks.")
-    label = _label_by_rows if source.is_file() else _label_by_masks
+    label = _label_by_stats if is_stats(source) else _label_by_rows if source.is_file() else _label_by_masks
     found = label(source, images, data.classes, Pseudo(data.pseudo_weight))
     if not data.pseudo_confidence:
         return [one.record for one in found]
@@ -97,13 +119,19 @@ def pseudo_records(cfg: Config) -> list[Record]:
 def add_pseudo(cfg: Config, train: Sequence[Record], val: Sequence[Record]) -> list[Record]:
     """`train` and behind it the pseudo-labelled images; those of subjects that validate are left out, and counted.
 
+    So are those of labelled test subjects where statistics are the source: their images are no test split's own.
+
     Raises:
         ConfigProblem, FileProblem: see pseudo_records; or an image is labelled already, or all are left out.
     """
-    subjects = {record.subject for record in val}
+    subjects, tested = {record.subject for record in val}, ""
+    if is_stats(Path(cfg.data.pseudo)) and has_split(cfg, "test"):
+        subjects |= {record.subject for record in read_split(cfg, "test") if record.label}
+        tested = " or are tested"
     every = pseudo_records(cfg)
     kept = [record for record in every if record.subject not in subjects]
-    count = f"{len(every) - len(kept)} of {len(every)} images of {cfg.data.pseudo} are of subjects that validate"
+    left = f"{len(every) - len(kept)} of {len(every)} images of {cfg.data.pseudo}"
+    count = f"{left} are of subjects that validate{tested}"
     if not kept:
         raise ConfigProblem(f"pseudo: {count}: validate on others, or leave --pseudo out.")
     if len(kept) < len(every):
@@ -266,6 +294,63 @@ def _label_by_masks(source: Path, images: Sequence[Record], classes: Sequence[st
         Found(replace(record, label=labels[name], pseudo=pseudo), stated.get(record.name))
         for name, record in known.items()
     ]
+
+
+def is_stats(source: Path) -> bool:
+    """Whether it is a CSV of statistics, by its header."""
+    if not source.is_file():
+        return False
+    with open(source, "rb") as file:
+        return file.readline(200).decode("utf-8-sig", "replace").strip() == ",".join(STATS_HEADER)
+
+
+def masks_of_stats(path: Path) -> Path:
+    """The folder of the masks that statistics are about."""
+    return path.with_name(path.stem.replace(STATS, MASKS, 1))
+
+
+def _label_by_stats(source: Path, images: Sequence[Record], classes: Sequence[str], pseudo: Pseudo) -> list[Found]:
+    """From statistics: the masks that are plausible, of one class."""
+    if len(classes) > 1:
+        raise ConfigProblem(f"pseudo: {source} is about masks of one class, but classes has {len(classes)}: give one.")
+    folder = masks_of_stats(source)
+    if folder == source.with_name(source.stem):
+        raise FileProblem(f"{source} is about {MASKS}… beside it, but its name lacks {STATS}: call it {STATS}….csv.")
+    known = _unique(images, [record.name for record in images], source)
+    plausible = _read_plausible(source, known)
+    found = []
+    for name, record in known.items():
+        mask = folder / f"{record.image.stem}.png"
+        if not plausible[name]:
+            continue
+        if not mask.is_file():
+            raise FileProblem(f"{mask} does not exist, but {source} calls it plausible: write it, or put 0 there.")
+        if image_shape(mask) != image_shape(record.image):
+            raise FileProblem(f"{mask} has another size than its image {record.image}: predict it again.")
+        label = replace(record, label=mask, pseudo=pseudo, kind="masks", masks=((classes[0], mask),))
+        found.append(Found(label, 1.0))
+    if not found:
+        raise ConfigProblem(f"pseudo: no image of {source} is plausible: train a better network first, or edit it.")
+    return found
+
+
+def _read_plausible(source: Path, known: Collection[str]) -> dict[str, bool]:
+    """Image name -> whether its mask is plausible."""
+    rows = _read_rows(source)
+    next(rows)
+    stated: dict[str, bool] = {}
+    for row in _of_length(source, rows, len(STATS_HEADER)):
+        name, *_, text = row.fields
+        where = f"{source}, line {row.line}"
+        if name in stated or name not in known:
+            why = "there twice" if name in stated else "no image of --pseudo_images"
+            raise FileProblem(f"{where}: {name!r} is {why}: remove the row.")
+        if text not in ("0", "1"):
+            raise FileProblem(f"{where}: plausible is {text!r}, but must be 1 or 0: correct it.")
+        stated[name] = text == "1"
+    if lacking := [name for name in known if name not in stated]:
+        raise FileProblem(f"{source} lacks {lacking[0]!r} ({len(lacking)} images in all): predict it too.")
+    return stated
 
 
 def _masks_in(source: Path) -> list[Path]:

@@ -17,6 +17,7 @@ import config
 from config import Config, ConfigProblem
 from engine import settings
 from engine.files import FileProblem, is_disk_full
+from engine.presets import PRESETS
 from engine.stop import EXIT_INTERRUPTED
 
 C = TypeVar("C")
@@ -29,7 +30,7 @@ class Source:
     """Flags that choose where settings come from."""
 
     preset: str = ""
-    """Set of settings by name: see PRESETS in config.py (demo, smoke)."""
+    """Set of settings by name: see engine/presets.py (demo, smoke, hand_mask, …)."""
     config: str = ""
     """Saved settings, such as checkpoints/<exp_name>/config.json."""
 
@@ -94,11 +95,12 @@ def parse(argv: list[str], commands: type[C], description: str, base: Config | N
             sources |= dict.fromkeys(names, "file")
         if preset := given.get("preset"):
             preset = preset.casefold()
-            if preset not in config.PRESETS:
-                near = config.suggest(preset, config.PRESETS)
-                usage_error(f"preset {preset!r} is none of {', '.join(config.PRESETS)}{near}")
-            cfg = settings.replace(cfg, config.PRESETS[preset])
-            sources |= dict.fromkeys(config.PRESETS[preset], "preset")
+            if preset not in PRESETS:
+                near = config.suggest(preset, PRESETS)
+                usage_error(f"preset {preset!r} is none of {', '.join(PRESETS)}{near}")
+            cfg = settings.replace(cfg, PRESETS[preset])
+            of_its_set = settings.augment_set(PRESETS[preset].get("augment"))
+            sources |= dict.fromkeys([*of_its_set, *PRESETS[preset]], "preset")
         if chosen := settings.augment_set(given.get("augment")):
             cfg = settings.replace(cfg, chosen)
             sources |= dict.fromkeys(chosen, f"augment {given['augment'].casefold()}")

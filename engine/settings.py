@@ -476,6 +476,10 @@ def _faults_of_inference(cfg: Config) -> list[str]:
             f"full_size takes images as they are, resize_to {chosen.resize_to} resizes them: leave out one of them.",
         ),
         (
+            chosen.find_hands and chosen.save_probs,
+            "find_hands predicts hands upright, so save_probs has no image to store them for: leave one of them out.",
+        ),
+        (
             bool(chosen.n_tta) and chosen.tta_mode == "none" and "tta" not in chosen.inference_file,
             f"n_tta {chosen.n_tta} limits the views, but tta_mode is none: give --tta_mode too.",
         ),

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from config import PRESETS, Config, ConfigProblem, suggest
+from config import Config, ConfigProblem, suggest
 from engine import settings
+from engine.presets import PRESETS
 
 OWN = ("exp_name", "output_dir", "resume", "force_resume", "overwrite", "eval_only", "profile", "max_hours")
 """Fields that the search sets itself, or that leave a trial without an end of its own."""

@@ -45,6 +45,25 @@ def remove_small(mask: Mask, area: float) -> Mask:
     return mask._replace(runs=mask.runs[~small[labels]]) if small.any() else mask
 
 
+def remove_small_share(mask: Mask, share: float) -> Mask:
+    """Without the components of less than `share` of the image's area."""
+    return remove_small(mask, share * mask.height * mask.width)
+
+
+def cut_top(mask: Mask, share: float) -> Mask:
+    """Without the rows whose middle lies in the top `share` of the height."""
+    return mask._replace(runs=mask.runs[_rows(mask) + 0.5 >= share * mask.height])
+
+
+def cut_bottom(mask: Mask, share: float) -> Mask:
+    """Without the rows whose middle lies in the bottom `share` of the height."""
+    return mask._replace(runs=mask.runs[_rows(mask) + 0.5 <= (1 - share) * mask.height])
+
+
+def _rows(mask: Mask) -> NDArray[np.int64]:
+    return np.asarray(mask.runs[:, 0] // mask.width)
+
+
 def keep_largest(mask: Mask) -> Mask:
     """The largest component; of equal ones, the one whose first pixel comes first."""
     labels, areas = label_runs(mask.runs, mask.width, 1)

@@ -53,7 +53,7 @@ def write_masks(folder: Path, stem: str, bits: NDArray[np.int32], classes: Seque
 def check_new(path: Path) -> None:
     """Raise FileProblem where `path` exists; an empty folder counts as absent."""
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise FileProblem(f"{path} exists and is never overwritten: move it away or choose another --output.")
+        raise FileProblem(f"{path} exists and is never overwritten: move it away or choose another folder.")
 
 
 @contextmanager

@@ -4,8 +4,10 @@
 the largest component; `fill_holes`; `open=2` and `close=2` have discs of that radius, px; `hysteresis=0.3` takes the
 components of the mask at that lower probability which hold a pixel of the mask; `one_bone` changes nothing and lists
 bones that are missing or in several parts; `convex` takes the convex hull; `smooth=3` smooths the outline by a Gaussian
-of that standard deviation, px. What each does exactly, at the image's border too, is said in components.py and
-outlines.py. Classes don't see each other: overlaps stay.
+of that standard deviation, px; `area_frac=0.001` is min_area as a share of the image's area; `cut_top=0.1` and
+`cut_bottom=0.1` remove the top and bottom tenth of the image's height; `or_largest` takes the largest component of the
+mask that came in, where the steps before have left nothing. What each does exactly, at the image's border too, is said
+in components.py and outlines.py. Classes don't see each other: overlaps stay.
 """
 
 from __future__ import annotations
@@ -29,11 +31,14 @@ from inference.components import (
     Runs,
     as_mask,
     component_areas,
+    cut_bottom,
+    cut_top,
     fill_holes,
     grow_into,
     join,
     keep_largest,
     remove_small,
+    remove_small_share,
 )
 from inference.outlines import closed, hull, opened, smoothed
 
@@ -47,7 +52,7 @@ class Rule(NamedTuple):
 
     example: str
     work: Callable[..., Mask] | None
-    """(mask[, value]) -> mask; None for the two steps that need more than the mask."""
+    """(mask[, value]) -> mask; None for the steps that need more than the mask."""
     lowest: float = 0.0
     highest: float = 0.0
     """Limits of its value; both are 0 where it takes none."""
@@ -63,8 +68,15 @@ RULES = {
     "one_bone": Rule("one_bone", None),
     "convex": Rule("convex", hull),
     "smooth": Rule("smooth=3", smoothed, 0.5, 50),
+    "area_frac": Rule("area_frac=0.001", remove_small_share, 0, 1),
+    "cut_top": Rule("cut_top=0.1", cut_top, 0, 1),
+    "cut_bottom": Rule("cut_bottom=0.1", cut_bottom, 0, 1),
+    "or_largest": Rule("or_largest", None),
 }
 """The steps by name."""
+
+BY_CLASS = ("min_area", "area_frac")
+"""Steps whose value may differ from class to class."""
 
 ONCE = ("hysteresis", "one_bone")
 """Steps that may be given once only: there is one low mask and one list of findings."""
@@ -214,6 +226,8 @@ def _cleaned(
                 found = _check(mask, label)
             elif step.name == "hysteresis" and low is not None:
                 mask = grow_into(mask, as_mask(low[k], height, width).runs)
+            elif step.name == "or_largest":
+                mask = mask if len(mask.runs) else keep_largest(before)
             elif work := RULES[step.name].work:
                 mask = work(mask, *step.values[k : k + 1])
         same = np.array_equal(mask.runs, before.runs)
@@ -239,7 +253,7 @@ def _parse_step(text: str, classes: Sequence[str]) -> Step:
         if equals:
             raise ConfigProblem(f"step {text!r} takes no value: write {rule.example}.")
         return Step(name)
-    common, *own = value.split(",") if name == "min_area" else [value]
+    common, *own = value.split(",") if name in BY_CLASS else [value]
     values = dict.fromkeys(classes, _number(common, text, rule))
     given: set[str] = set()
     for part in own:

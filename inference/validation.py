@@ -13,6 +13,7 @@ from dataset.order import Shard
 from dataset.readers import Record
 from engine.distributed import World
 from inference.build import single
+from inference.folds import VAL_DICE
 from inference.metrics import DiceTable
 from inference.pipeline import asked_scores, overlay, validate
 
@@ -28,6 +29,8 @@ class Validation:
         self.cfg = cfg
         self.device = device
         self.world = world
+        self.scores = asked_scores(cfg)
+        """What else the settings ask for, of the network that was scored last; on the first rank."""
         single(cfg, nn.Identity())  # an unknown name is an error now, and not after an epoch
 
     def __len__(self) -> int:
@@ -35,7 +38,7 @@ class Validation:
         return len(self.records)
 
     def score(self, network: nn.Module) -> DiceTable:
-        """Dice of the images, each counted once, on all ranks; scores.csv with what else the settings ask for.
+        """Dice of the images, each counted once, on all ranks; `scores` then has what else the settings ask for.
 
         Raises:
             FileProblem: memory runs out with a single window; an image can't be read.
@@ -50,9 +53,20 @@ class Validation:
         if scores:
             mine, *rest = self.world.gather(scores)
             mine.merge(rest, order)
-            if self.world.first:
-                mine.to_csv(self.cfg.folder)
+            self.scores = mine
         return first
+
+    def write(self, table: DiceTable) -> None:
+        """Write the scores of the network that was scored last, for its weights are kept: per_class.csv, val_dice.csv,
+        and scores.csv and confusion.csv, as asked for.
+
+        Args:
+            table: what `score` has returned.
+        """
+        table.to_csv(self.cfg.folder / "per_class.csv")
+        table.images_to_csv(self.cfg.folder / VAL_DICE)
+        if self.scores:
+            self.scores.to_csv(self.cfg.folder)
 
     def pictures(self, network: nn.Module) -> Iterator[tuple[str, NDArray[np.uint8]]]:
         """The first images with true and predicted outlines: (name, (H, W, 3) BGR)."""

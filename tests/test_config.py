@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 import config
 from config import Config, ConfigProblem
 from engine import settings
+from engine.presets import PRESETS
 
 FIELDS = sorted(settings.SECTION_OF)
 FEW = hypothesis_settings(derandomize=True, max_examples=60, deadline=None)
@@ -93,9 +94,9 @@ def test_the_defaults_are_fit_to_run() -> None:
     settings.check(Config())
 
 
-@pytest.mark.parametrize("preset", config.PRESETS)
+@pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_passes_the_checks_and_changes_something(preset: str) -> None:
-    cfg = settings.replace(Config(), config.PRESETS[preset])
+    cfg = settings.replace(Config(), PRESETS[preset])
     settings.check(cfg)
     assert cfg != Config()
     assert preset == preset.casefold()
@@ -103,7 +104,7 @@ def test_every_preset_passes_the_checks_and_changes_something(preset: str) -> No
 
 def test_demo_and_smoke_presets_exist_and_need_no_data() -> None:
     for preset in ("demo", "smoke"):
-        cfg = settings.replace(Config(), config.PRESETS[preset])
+        cfg = settings.replace(Config(), PRESETS[preset])
         assert cfg.phantom.phantom
         assert not cfg.model.pretrained
 

@@ -18,6 +18,7 @@ import config
 import run_exp
 from config import Config
 from engine import flags, settings
+from engine.presets import PRESETS
 from inference import command
 from scripts import test_dataloader
 
@@ -207,7 +208,7 @@ def test_no_flags_are_the_defaults() -> None:
 
 
 def test_defaults_then_file_then_preset_then_flags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(config.PRESETS, "mine", {"epoch": 22, "stride": 222, "optimizer": "SGD"})
+    monkeypatch.setitem(PRESETS, "mine", {"epoch": 22, "stride": 222, "optimizer": "SGD"})
     saved = tmp_path / "saved.json"
     saved.write_text(json.dumps({"train": {"batch_size": 1, "epoch": 11, "lr": 0.011}, "window": {"stride": 111}}))
     for argv in (
@@ -231,7 +232,7 @@ def test_every_source_beats_the_one_before_for_every_field(tmp_path: Path, monke
     others = {name: another_value(name) for name in FIELDS}
     saved = tmp_path / "saved.json"
     saved.write_text(json.dumps(others, default=dataclasses.asdict))
-    monkeypatch.setitem(config.PRESETS, "back", defaults)
+    monkeypatch.setitem(PRESETS, "back", defaults)
     argv: list[str] = []
     for more, values, source in (
         ([], defaults, "default"),
@@ -252,12 +253,13 @@ def test_a_saved_config_gives_the_same_run_again(tmp_path: Path) -> None:
     assert parse("--config", str(saved)).cfg == cfg
 
 
-@pytest.mark.parametrize("preset", config.PRESETS)
+@pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_parses_in_any_case(preset: str) -> None:
     for text in (preset, preset.upper(), preset.title()):
         parsed = parse("--preset", text)
-        assert parsed.cfg == settings.replace(Config(), config.PRESETS[preset])
-        assert parsed.sources == dict.fromkeys(config.PRESETS[preset], "preset")
+        assert parsed.cfg == settings.replace(Config(), PRESETS[preset])
+        of_its_set = settings.augment_set(PRESETS[preset].get("augment"))
+        assert parsed.sources == dict.fromkeys([*of_its_set, *PRESETS[preset]], "preset")
         settings.check(parsed.cfg)
 
 

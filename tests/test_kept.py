@@ -248,3 +248,17 @@ def test_training_on_everything_ends_with_the_last_weights(trainer: Callable[...
     assert_same(best.weights, weights_of(found.ema.network))
     assert [row["val_dice"] for row in read_csv(tmp_path / "x" / "metrics.csv")] == ["", ""]
     assert not (tmp_path / "x" / "per_class.csv").exists()
+
+
+def test_further_metrics_are_of_the_weights_that_are_kept(trainer: Callable[..., Trainer], tmp_path: Path) -> None:
+    found = trainer(epoch=1, metrics=["iou"], limit_val=2)
+    found.fit()
+    before = (tmp_path / "x" / "scores.csv").read_bytes()
+    found.kept.best = 2.0  # no later validation is better
+    with torch.no_grad():
+        for parameter in found.network.parameters():
+            parameter.normal_()
+    found.validate()
+    assert (tmp_path / "x" / "scores.csv").read_bytes() == before
+    found.evaluate(found.network)
+    assert (tmp_path / "x" / "scores.csv").read_bytes() != before

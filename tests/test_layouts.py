@@ -213,7 +213,12 @@ def test_what_fits_no_layout(make: str, tmp_path: Path) -> None:
         small(root, ["1.png"], [])
     elif make == "strange":
         small(root / "deep", ["1.png"], ["1.png"])
-    found = {"nothing": "nothing", "empty": "images/", "images": "images/", "strange": "deep/"}[make]
+    found = {
+        "nothing": "nothing",
+        "empty": r"images/ \(empty\)",
+        "images": r"images/ \(1 \.png\)",
+        "strange": r"deep/ \(2 \.png\)",
+    }[make]
     said = rf"data/train/DCM holds no images, .*looked for images/ and .*found {found}\. "
     with pytest.raises(FileProblem, match=said):
         read_split(config_of(root, ("bone",)), "train")

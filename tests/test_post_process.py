@@ -104,6 +104,11 @@ def plain_smooth(mask: Plane, sigma: float) -> Plane:
     return np.asarray(blurred > 127)
 
 
+def plain_rows(mask: Plane, top: float, bottom: float) -> Plane:
+    middles = (np.arange(len(mask)) + 0.5) / len(mask)
+    return mask & ((middles >= top) & (middles <= 1 - bottom))[:, None]
+
+
 PLAIN: dict[str, Callable[[Plane], Plane]] = {
     "min_area=4": lambda mask: plain_min_area(mask, 4),
     "largest": plain_largest,
@@ -114,6 +119,9 @@ PLAIN: dict[str, Callable[[Plane], Plane]] = {
     "close=3": lambda mask: plain_close(mask, 3),
     "convex": plain_hull,
     "smooth=1.5": lambda mask: plain_smooth(mask, 1.5),
+    "area_frac=0.05": lambda mask: plain_min_area(mask, 0.05 * mask.size),
+    "cut_top=0.25": lambda mask: plain_rows(mask, 0.25, 0),
+    "cut_bottom=0.3": lambda mask: plain_rows(mask, 0, 0.3),
 }
 
 
@@ -170,6 +178,16 @@ def test_one_bone_lists_what_is_missing_or_split_and_changes_nothing(masks: Plan
             expected.append(Finding(name, "split" if sizes else "missing", len(sizes), most))
     assert found(masks, "one_bone") == tuple(expected)
     np.testing.assert_array_equal(processed(masks, "one_bone"), masks)
+
+
+@FEW
+@given(masks=MASKS, share=st.floats(0, 1))
+def test_the_largest_component_is_kept_where_nothing_else_is(masks: Plane, share: float) -> None:
+    """The ultrasound workflow: a band of depths, components of some area, and what to do where both remove all."""
+    steps = [f"cut_top={share:.3f}", "cut_bottom=0.2", "area_frac=0.1"]
+    strict = processed(masks, *steps)
+    expected = [kept if kept.any() else plain_largest(mask) for kept, mask in zip(strict, masks, strict=True)]
+    np.testing.assert_array_equal(processed(masks, *steps, "or_largest"), np.stack(expected))
 
 
 @settings(FEW, max_examples=20)
@@ -264,7 +282,7 @@ def test_a_hull_thinner_than_a_pixel_has_no_empty_runs() -> None:
     assert hull[0] is runs[0]
 
 
-@pytest.mark.parametrize("text", [*PLAIN, "one_bone"])
+@pytest.mark.parametrize("text", [*(text for text in PLAIN if "cut" not in text), "one_bone", "or_largest"])
 @pytest.mark.parametrize("shape", [(33, 1, 1), (29, 5, 1), (29, 1, 5), (65, 12, 9)])
 def test_full_and_empty_masks_stay(text: str, shape: tuple[int, int, int]) -> None:
     masks = np.zeros(shape, bool)
@@ -293,6 +311,13 @@ def test_limits_of_single_classes() -> None:
     np.testing.assert_array_equal(processed(masks, "min_area=31,bone 1=30").any((1, 2)), [False, True])
 
 
+def test_shares_of_single_classes() -> None:
+    masks = np.ones((2, 5, 6), bool)
+    masks[:, 3:] = False
+    kept = processed(masks, "area_frac=0.61,bone 1=0.6").any((1, 2))
+    np.testing.assert_array_equal(kept, [False, True])
+
+
 def test_low_threshold_is_that_of_hysteresis() -> None:
     assert low_threshold(parse_steps(["largest", "hysteresis=0.25"], HAND_BONES)) == 0.25
     assert low_threshold(parse_steps(["largest", "open=1"], HAND_BONES)) is None
@@ -303,6 +328,9 @@ def test_low_threshold_is_that_of_hysteresis() -> None:
     [
         (["min_aera=50"], "step 'min_aera=50' is unknown (did you mean min_area?): there are min_area=50, largest, "),
         ([""], "step '' is unknown: there are"),
+        (["area_frac=2"], "'2' must be a number from 0 to 1, as in area_frac=0.001."),
+        (["cut_top"], "step 'cut_top': '' must be a number from 0 to 1, as in cut_top=0.1."),
+        (["or_largest=1"], "step 'or_largest=1' takes no value: write or_largest."),
         (["largest=2"], "step 'largest=2' takes no value: write largest."),
         (["open"], "step 'open': '' must be a number from 1 to 50, as in open=2."),
         (["close=51"], "step 'close=51': '51' must be a number from 1 to 50, as in close=2."),

@@ -23,7 +23,7 @@ from test_executors import EXECUTORS, compare, module_of, needs
 
 from config import HAND_BONES, Config, ConfigProblem
 from dataset.batches import Batch, Loader
-from dataset.images import image_shape
+from dataset.images import image_shape, read_image
 from dataset.jpeg_tree import write_tree
 from dataset.labels import class_boxes, rasterise, read_label
 from dataset.pseudo import pseudo_images, pseudo_records
@@ -32,8 +32,10 @@ from dataset.runs import Runs
 from dataset.samples import read_shapes
 from dataset.selection import select
 from dataset.switches import switches_of
+from dataset.ultrasound import write_ultrasound
 from engine import settings
 from engine.files import FileProblem
+from engine.presets import PRESETS
 from engine.rle import encode_bits, parse_runs, runs_of_bits
 
 HEADER = ["image_name", "class", "rle"]
@@ -515,3 +517,121 @@ def test_packed_masks_that_are_damaged_inside(root: Path, predicted: dict[str, P
     np.savez_compressed(path, bits=np.zeros((1, 64, 64), np.int32), classes=np.array(json.dumps(HAND_BONES)))
     with pytest.raises(FileProblem, match=r"x\.npz is 64 x 64 px, but its image is 128 x 128"):
         read_shapes(Record(image, path, "x", Pseudo(0.5)), HAND_BONES)
+
+
+# --- statistics that say which masks are plausible
+
+
+@pytest.fixture
+def videos(tmp_path: Path) -> Path:
+    """Twenty labelled frames of ten videos, ten unlabelled ones with their masks; every third is not plausible."""
+    root = tmp_path / "videos"
+    write_ultrasound(root, 20, 128, 1)
+    (root / "masks_pseudo_a").mkdir()
+    lines = ["filename,area_frac,cy_rel,cx_rel,plausible"]
+    for number, image in enumerate(sorted((root / "raw_unlabelled").iterdir())):
+        plausible = int(number % 3 > 0)
+        lines.append(f"{image.name},0.03,0.5,0.5,{plausible}")
+        mask = np.zeros((128, 128), np.uint8)
+        mask[30 + number : 40, 20:90] = 255
+        if plausible:
+            assert cv2.imwrite(str(root / "masks_pseudo_a" / image.name), mask)
+    (root / "pseudo_stats_a.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return root
+
+
+def of_videos(root: Path, **values: Any) -> Config:
+    chosen = {"data_root": str(root), "pseudo": str(root / "pseudo_stats_a.csv"), "holdout": "", "n_folds": 10}
+    return settings.replace(Config(), {**PRESETS["ultrasound_small"], **chosen, **values})
+
+
+def test_plausible_masks_train(videos: Path) -> None:
+    cfg = of_videos(videos)
+    names = sorted(path.name for path in (videos / "raw_unlabelled").iterdir())
+    records = pseudo_records(cfg)
+    assert [record.name for record in records] == [name for number, name in enumerate(names) if number % 3]
+    assert [record.subject for record in records] == [record.name[:3] for record in records], "frames of known videos"
+    for record in records:
+        shapes = read_shapes(record, ("bone",))
+        (word,) = rasterise(shapes, ("bone",), 128, 128, "")
+        np.testing.assert_array_equal(word * 255, read_image(videos / "masks_pseudo_a" / record.name))
+        assert record.weight == cfg.data.pseudo_weight
+    assert pseudo_records(of_videos(videos, pseudo_confidence=1.0)) == records, "plausible is sure"
+    stats = videos / "pseudo_stats_a.csv"
+    stats.write_bytes(b"\xef\xbb\xbf" + stats.read_bytes().replace(b"\n", b"\r\n"))
+    assert pseudo_records(cfg) == records, "as Excel saves it"
+    assert len(pseudo_images(cfg)) == len(names), "a cache holds all, whatever is called plausible later"
+
+
+def test_their_pictures_may_lie_elsewhere(videos: Path) -> None:
+    (videos / "raw_unlabelled").rename(videos / "frames")
+    records = pseudo_records(of_videos(videos, pseudo_images=str(videos / "frames")))
+    assert len(records) == 6 and records[0].image.parent == videos / "frames"
+    with pytest.raises(FileProblem, match=r"raw_unlabelled does not exist: give an image file or a folder of images\."):
+        pseudo_records(of_videos(videos))
+
+
+def test_videos_that_validate_or_are_tested_are_left_out(videos: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    images = sorted(path.name for path in (videos / "images").iterdir())
+    (videos / "splits").mkdir()
+    found = {record.subject for record in pseudo_records(of_videos(videos))}
+    val, test, *_ = sorted(found & {name[:3] for name in images})
+    for split in ("train", "val", "test"):
+        own = [n for n in images if split == {val: "val", test: "test"}.get(n[:3], "train")]
+        (videos / "splits" / f"{split}.txt").write_text("\n".join(own) + "\n", encoding="utf-8")
+    cfg = of_videos(videos, holdout="val")
+    train, validated = select(cfg, switches_of(cfg))
+    assert {record.subject for record in validated} == {val}
+    assert {record.subject for record in train if record.pseudo} == found - {val, test}
+    lost = sum(record.subject in (val, test) for record in pseudo_records(cfg))
+    said = f"{lost} of 6 images of {videos}/pseudo_stats_a.csv are of subjects that validate or are tested"
+    assert f"{said}, and left out" in capfd.readouterr().err
+
+
+STATS_FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "a mask is missing": (
+        lambda root: next((root / "masks_pseudo_a").iterdir()).unlink(),
+        r"pseudo_stats_a\.csv calls it plausible: write it, or put 0 there\.",
+    ),
+    "a mask of another size": (
+        lambda root: cv2.imwrite(str(min((root / "masks_pseudo_a").iterdir())), np.zeros((9, 9), np.uint8)),
+        r"has another size than its image .*: predict it again\.",
+    ),
+    "a word": (lambda root: edit(root, ",1\n", ",yes\n"), r"line 3: plausible is 'yes', but must be 1 or 0"),
+    "a short row": (lambda root: edit(root, ",0.5,1\n", ",1\n"), r"line 3: the row has 4 fields, but the header has 5"),
+    "an image too many": (lambda root: edit(root, "p0", "q0"), r"line 2: 'q0.*' is no image of --pseudo_images"),
+    "an image twice": (lambda root: edit(root, "", "", twice=True), r"line 3: 'p.*' is there twice: remove the row\."),
+    "an image without a row": (
+        lambda root: shutil.copy(min((root / "images").iterdir()), root / "raw_unlabelled" / "more.png"),
+        r"pseudo_stats_a\.csv lacks 'more\.png' \(1 images in all\): predict it too\.",
+    ),
+    "another name": (
+        lambda root: (root / "pseudo_stats_a.csv").rename(root / "numbers.csv"),
+        r"numbers\.csv is about masks_pseudo… beside it, but its name lacks pseudo_stats: call it pseudo_stats…\.csv\.",
+    ),
+}
+
+
+def edit(root: Path, old: str, new: str, twice: bool = False) -> None:
+    """Change the first `old` of the statistics, or have their first image there twice."""
+    path = root / "pseudo_stats_a.csv"
+    header, first, *rest = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    lines = [header, first, first, *rest] if twice else [header, first, *rest]
+    path.write_text("".join(lines).replace(old, new, 1) if old else "".join(lines), encoding="utf-8")
+
+
+@pytest.mark.parametrize("fault", STATS_FAULTS)
+def test_statistics_that_do_not_fit(fault: str, videos: Path) -> None:
+    work, message = STATS_FAULTS[fault]
+    work(videos)
+    with pytest.raises(FileProblem, match=message):
+        pseudo_records(of_videos(videos, pseudo=str(next(videos.glob("*.csv")))))
+
+
+def test_statistics_without_use(videos: Path) -> None:
+    with pytest.raises(ConfigProblem, match="is about masks of one class, but classes has 2: give one"):
+        pseudo_records(of_videos(videos, classes=("a", "b")))
+    path = videos / "pseudo_stats_a.csv"
+    path.write_text(path.read_text(encoding="utf-8").replace(",1\n", ",0\n"), encoding="utf-8")
+    with pytest.raises(ConfigProblem, match=r"no image of .*pseudo_stats_a\.csv is plausible: train a better network"):
+        pseudo_records(of_videos(videos))

@@ -25,6 +25,7 @@ import config
 import run_exp
 from config import Config
 from engine import background, flags, settings
+from engine.presets import PRESETS
 
 ROOT = Path(run_exp.__file__).parent
 
@@ -612,14 +613,14 @@ def test_dry_run_before_the_phantoms_are_drawn(tmp_path: Path, monkeypatch: pyte
     assert content(tmp_path) == {}
 
 
-@pytest.mark.parametrize("preset", config.PRESETS)
+@pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_passes_a_dry_run(preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if not config.PRESETS[preset].get("phantom"):
+    if not PRESETS[preset].get("phantom"):
         pytest.skip("needs data of its own")
     monkeypatch.chdir(tmp_path)
     code, out, err = run("--preset", preset, "--dry_run")
     assert (code, err) == (0, "")
-    assert f"would write checkpoints/{config.PRESETS[preset].get('exp_name', 'baseline')}" in out
+    assert f"would write checkpoints/{PRESETS[preset].get('exp_name', 'baseline')}" in out
     assert content(tmp_path) == {}
 
 

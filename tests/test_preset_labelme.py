@@ -1,0 +1,63 @@
+"""--preset labelme from nothing to a CSV: drawn hands with polygons of four groups of bones, one command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from test_run_exp import elsewhere, read_csv, run
+
+from dataset.layouts import read_split
+from inference.baseline import blind_dice
+from model.checkpoint import read_checkpoint
+from scripts import make_example
+
+__all__ = ["elsewhere"]  # a fixture
+
+GROUPS = ("carpal", "forearm", "metacarpal", "phalanx")
+
+TINY = """--model_file simple_unet_quarter --base_channels 16 --batch_size 8 --lr 0.01 --workers 0 --device cpu
+    --wandb off --image_size 128 --window_size 64 --stride 32 --windows_per_image 2""".split()  # noqa: SIM905
+"""What makes the preset fit drawn hands of 128 px and a CPU; all else is the preset's."""
+
+MARGIN = 0.1
+"""Dice above the better of both baselines, as docs/labelme.md says."""
+
+
+def trained(folder: Path, count: int, *more: str) -> tuple[Path, str]:
+    """Folder of the experiment, and what the command printed."""
+    data = folder / "data"
+    assert make_example.main(["labelme", "--root", str(data), "--count", str(count), "--size", "128"]) == 0
+    flags = ["--preset", "labelme", "--data_root", str(data), "--output_dir", str(folder), *TINY, *more]
+    code, out, err = run(*flags)
+    assert code == 0, err
+    return folder / "labelme", out
+
+
+def test_one_command_from_polygons_to_a_csv(tmp_path: Path) -> None:
+    small = ("--base_channels", "4", "--batch_size", "2")
+    folder, out = trained(tmp_path, 8, "--epoch", "6", "--val_interval", "6", *small)
+    cfg = read_checkpoint(folder / "best.safetensors").cfg
+    assert cfg.data.classes == GROUPS, "taken from the labels"
+    assert cfg.augment.rotate == (-20.0, 20.0, 1.0) and cfg.window.window_mode == "balanced"
+    assert cfg.data.holdout == "val" and cfg.loss.loss == "Combined_BCE_Dice"
+    losses = [float(row["train_loss"]) for row in read_csv(folder / "metrics.csv")]
+    assert losses[-1] < losses[0]
+    rows = read_csv(folder / "inference/test/submission.csv")
+    assert [row["class"] for row in rows] == [*GROUPS] * 2 and "test Dice" in out
+    assert (folder / "report/index.html").exists() and "no report" not in out
+
+
+@pytest.mark.full
+def test_it_beats_predictions_that_do_not_look(tmp_path: Path) -> None:
+    folder, _ = trained(tmp_path, 20, "--epoch", "40", "--val_interval", "40")
+    cfg = read_checkpoint(folder / "best.safetensors").cfg
+    blind = blind_dice(read_split(cfg, "train"), read_split(cfg, "test"), cfg)
+    reached = _test_dice(folder)
+    assert reached > blind.best + MARGIN, (reached, blind)
+
+
+def _test_dice(folder: Path) -> float:
+    rows = read_csv(folder / "inference/test/per_class.csv")
+    assert [row["class"] for row in rows][: len(GROUPS)] == [*GROUPS]
+    return sum(float(row["mean"]) for row in rows[: len(GROUPS)]) / len(GROUPS)
