@@ -15,8 +15,8 @@ demo: setup      ## Phantom data, training, inference, CSV, Dice table and a pic
 smoke: setup     ## The same path in a minute
 	$(BIN)/python run_exp.py --preset smoke --overwrite
 
-# Files side by side, one thread each: 6.5 minutes on two cores. One after the other took nearly twice as long.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile
+# Files side by side, one thread each; one process more than cores, as tests often wait for commands that they start.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $$(($$(getconf _NPROCESSORS_ONLN) + 1)) --maxprocesses 8 --dist loadfile
 
 test: setup      ## The test suite (under 10 minutes on two cores)
 	$(PYTEST) -m "not full and not gpu and not cluster"

@@ -76,13 +76,13 @@ def look_at(root: Path, record: Record, classes: Sequence[str], stamp: list[int]
         if record.kind != "competition" and not height:
             pass  # they need the image's size
         elif record.masks:
-            faults += _scaled(root, record, (height, width))
             shown = [name for name, runs in read_mask_runs(record, classes).runs.items() if len(runs)]
+            faults += _scaled(root, record, (height, width))
         elif record.label is not None:
             polygons = _polygons(root, record, record.label, classes, faults)
             faults += _polygon_faults(below(root, record.label), polygons, height, width)
             shown = [name for name, group in polygons.items() if any(map(_has_area, group))]
-            side = _side(polygons)
+            side = side_drawn(polygons)
     except FileProblem as problem:
         faults.append(_problem("unreadable label", root, record.label_files[0], problem))
     return Finding(stamp, height, width, pixels, shown, side, faults)
@@ -141,7 +141,7 @@ def _has_area(polygon: NDArray[np.int32]) -> bool:
     return cv2.contourArea(polygon) > 0
 
 
-def _side(polygons: Polygons) -> str:
+def side_drawn(polygons: Polygons) -> str:
     """Which hand a label shows: seen from its back, a right hand has its thumb left of the fingers, at any rotation."""
     try:
         thumb, little = (_middle(polygons, range(*numbers)) for numbers in ((1, 4), (16, 20)))

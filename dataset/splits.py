@@ -182,7 +182,7 @@ def read_strata(meta: Path, subjects: Collection[str], columns: Sequence[str]) -
         FileProblem: the table can't be read, has a subject twice, or none of `subjects`.
         ConfigProblem: no such column; names those that exist.
     """
-    rows = _read_table(meta)
+    rows = read_table(meta)
     known = [subject for subject in subjects if subject in rows]
     if not known:
         raise FileProblem(f"{meta}: its column ID has none of the {len(subjects)} subjects: correct it or the folders.")
@@ -252,7 +252,7 @@ def _named(entry: str, records: Sequence[Record], path: Path) -> list[Record]:
     return found
 
 
-def _read_table(path: Path) -> dict[str, dict[str, str]]:
+def read_table(path: Path) -> dict[str, dict[str, str]]:
     """Subject -> column -> cleaned text, "" where there is none."""
     import pandas  # here: half a second that only stratified folds need
 
@@ -294,7 +294,7 @@ def _column(meta: Path, rows: Mapping[str, Mapping[str, str]], column: str, subj
 
 def _binned(cells: Mapping[str, str]) -> dict[str, str]:
     """Numbers become their quantile's bin; in a column that is mostly numbers, other text is unknown."""
-    numbers = {subject: number for subject, cell in cells.items() if (number := _number(cell)) is not None}
+    numbers = {subject: number for subject, cell in cells.items() if (number := number_of(cell)) is not None}
     filled = sum(1 for cell in cells.values() if cell)
     if 2 * len(numbers) <= filled or len(set(numbers.values())) <= QUANTILES:
         return {subject: cell.casefold() or UNKNOWN for subject, cell in cells.items()}
@@ -303,7 +303,7 @@ def _binned(cells: Mapping[str, str]) -> dict[str, str]:
     return {subject: f"{bins[subject]}/{QUANTILES}" if subject in bins else UNKNOWN for subject in cells}
 
 
-def _number(cell: str) -> float | None:
+def number_of(cell: str) -> float | None:
     try:
         number = float(cell)
     except ValueError:

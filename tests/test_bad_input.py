@@ -172,7 +172,7 @@ def test_a_mask_of_another_image(tmp_path: Path) -> None:
     record = record_with(tmp_path, GREY.T * 255)
     with pytest.raises(FileProblem, match=r"a_mask\.png is 20 x 30 px, but its image is 30 x 20, which is no enlarg"):
         read_label(record, ["bone"], *SHAPE)
-    (_, fault) = look_at(tmp_path, record, ["bone"], stamp_of(record)).faults
+    (fault,) = look_at(tmp_path, record, ["bone"], stamp_of(record)).faults
     assert (fault.severity, fault.kind, fault.path) == ("error", "unreadable label", "a_mask.png")
 
 

@@ -146,6 +146,7 @@ def test_members_of_other_formats_and_places(runs: Path, tmp_path: Path) -> None
     assert written("inference_ensemble", tmp_path / "two", "--ensemble_models", listed) == alone
 
 
+@pytest.mark.full
 def test_an_exported_member(runs: Path, tmp_path: Path) -> None:
     exported = tmp_path / "A.onnx"
     done = command(

@@ -50,7 +50,13 @@ def test_grey_values_as_the_network_sees_them(how: str) -> None:
         torch.testing.assert_close(seen[0], (grey - mean) / std)
 
 
-@pytest.mark.parametrize("name", ["model.model_nnunet", "model.model_simple_unet", "model.model_simple_unet_quarter"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("model.model_nnunet", marks=pytest.mark.full),
+        *("model.model_simple_unet", "model.model_simple_unet_quarter"),
+    ],
+)
 def test_base_channels_and_dropout(name: str) -> None:
     count = {c: sum(p.numel() for p in network_of(name, base_channels=c).parameters()) for c in (4, 8)}
     assert count[8] > 1.5 * count[4], "nnU-Net stops doubling at 512 channels"
