@@ -211,6 +211,7 @@ def assert_near(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
     assert sum(int(each.sum()) for each in off.values()) < 0.005 * sum(each.numel() for each in off.values()), off
 
 
+@pytest.mark.full
 def test_two_processes_give_the_loss_curve_of_one(phantom_root: Path, tmp_path: Path) -> None:
     code, _, err = run(*tiny(phantom_root, tmp_path, "one", *MORE, "--batch_size", "4", "--metrics", "all"))
     assert code == 0, err

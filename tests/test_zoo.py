@@ -229,6 +229,7 @@ def test_normalisation_layers_by_choice(case: Case, kind: str) -> None:
         assert random or torch.allclose(alone, both, atol=1e-3)
 
 
+@pytest.mark.full
 def test_gradient_checkpointing_changes_nothing_but_memory(case: Case) -> None:
     plain, saving = case.network(), network_of(case.name, grad_checkpoint=True)
     saving.load_state_dict(plain.state_dict())
