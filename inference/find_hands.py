@@ -44,10 +44,11 @@ APART = 25.0
 """Bones nearer to each other than this, mm, say too little of turn and scale to begin with."""
 SCALES = (0.15, 3.0)
 """Px of the look per mm: from a hand that fills a tenth of the picture to one that is cut by its edges."""
-RECOGNISED = 0.3
-"""Confidence of the bones in their places, summed up and divided by 29, from which on it is a hand."""
-SAME = 60.0
-"""Hands nearer to each other than this, mm, are one."""
+RECOGNISED = 0.5
+"""Confidence of the bones in their places, summed up and divided by 29, from which on it is a hand. On a real
+hand 0.76 to 0.94, upside down and mirrored up to 0.46."""
+SAME = 80.0
+"""Hands whose middles are nearer to each other than this, mm, are one, seen in two ways: a palm is as wide."""
 MOST = 4
 """Hands in a picture that are looked at again."""
 FRAME = (330.0, 10.0)
@@ -98,8 +99,8 @@ class Placement:
         return max(1, min(largest, round(FRAME[0] * self.scale)))
 
     def centre(self) -> NDArray[np.float64]:
-        """Of the carpals: (x, y) in the file, px."""
-        place = average_places()[0][HAND_BONES.index("Capitate")]
+        """Middle of all bones: (x, y) in the file, px."""
+        place = average_places()[0].mean()
         return np.asarray(self.matrix @ (place.real, place.imag, 1))
 
     def square(self, size: int) -> Matrix:

@@ -20,7 +20,7 @@ from dataset.readers import Record
 from engine import settings
 from engine.bits import n_words
 from inference.build import single
-from inference.find_hands import Placement, average_places, find_hands
+from inference.find_hands import Placement, _different, average_places, find_hands
 from inference.hands import Hand, describe_hands, hand_rows, hands_header
 from inference.metrics import count_bits, dice_from_counts
 from inference.pipeline import predict, validate
@@ -148,6 +148,16 @@ def test_what_is_cut_out_goes_back_to_where_it_was(hand: dict[str, list[NDArray[
     assert np.nanmin(dice(back, truth)) > 0.95, "pasting adds, and again is no more"
     assert found.cut(255 - image, size).shape == (size, size)
     assert Placement(found.matrix, True, 1.0).cut(255 - image, size).max() == found.cut(image, size).max()
+
+
+def test_one_hand_seen_in_two_ways_is_the_surer_one() -> None:
+    """A network names some bones of a hand upside down and mirrored, too."""
+    middle = average_places()[0].mean()
+    upright = np.array([[2.0, 0.0, 300.0], [0.0, 2.0, 400.0]])
+    ghost = np.array([[2.0, 0.0, 310.0], [0.0, -2.0, 400.0 + 4 * middle.imag + 20]])
+    beside = upright + np.array([[0.0, 0.0, 220.0], [0.0, 0.0, 0.0]])
+    hands = [Placement(matrix, False, score) for matrix, score in ((upright, 0.9), (ghost, 0.6), (beside, 0.55))]
+    assert _different(hands) == [hands[0], hands[2]]
 
 
 def test_average_places_are_those_of_the_phantom() -> None:
