@@ -11,7 +11,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from dataset.frame import Frame, compose
+from dataset.frame import Frame, Matrix, compose
 from dataset.plan import Plan
 
 FRACTION = 14
@@ -40,7 +40,12 @@ def label_steps(plan: Plan, frame: Frame) -> NDArray[np.int32]:
     Raises:
         ValueError: coordinates that 32 bits can't hold (a window of more than 100 000 px of the file).
     """
-    matrix, along = compose(frame.to_file(), plan.matrix), np.arange(plan.size)
+    return nearest_steps(compose(frame.to_file(), plan.matrix), plan.size)
+
+
+def nearest_steps(matrix: Matrix, size: int) -> NDArray[np.int32]:
+    """The same for any 2 x 3 matrix from output pixels to source pixels."""
+    along = np.arange(size)
     across = matrix[:, :1] * along
     down = matrix[:, 1:2] * along + matrix[:, 2:] + 0.5
     if np.abs(across).max() + np.abs(down).max() >= FARTHEST:

@@ -21,19 +21,17 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from config import HAND_BONES, ConfigProblem
 from dataset.frame import Matrix, compose, reduce_image
-from inference.forward import run_network
+from dataset.warp import nearest_steps, warp_bits
+from inference.forward import Forward
 
 Complex = NDArray[np.complex128]
 """Places x + iy, y downwards."""
 
 LOOK = 384
 """Side of the square that the network looks at to find hands, px."""
-AT_ONCE = 4
-"""Looks that go through the network together."""
 LEAST_AREA = 6
 """Px of the look: smaller components are noise."""
 PARTS = 3
@@ -59,7 +57,10 @@ hands reach 165 mm above that middle, and 75 mm of forearm as far below it."""
 @cache
 def average_places() -> tuple[Complex, NDArray[np.float64]]:
     """The 29 bones' centres in a right hand seen from its back, upright: (29,) mm, from the base of the third
-    metacarpal, the means of 64 phantoms (hand_places.csv); and how far from there they may lie, (29,) mm.
+    metacarpal; and how far from there they may lie, (29,) mm.
+
+    hand_places.csv has the means over 64 right hands of the competition's look (draw_phantom with seed 7, 512 px): the
+    centres of their masks, each hand turned, scaled and shifted onto the others by all bones but the cut forearm.
     """
     with open(Path(__file__).with_name("hand_places.csv"), encoding="ascii", newline="") as file:
         rows = {row["class"]: complex(float(row["x"]), float(row["y"])) for row in csv.DictReader(file)}
@@ -122,12 +123,11 @@ class Placement:
         right, bottom = np.clip(np.ceil(corners.max(axis=0)) + 1, 0, (width, height)).astype(int)
         if left >= right or top >= bottom:
             return
-        there = compose(np.array([[1.0, 0, -left], [0, 1.0, -top]]), matrix)
-        window = (int(right - left), int(bottom - top))
-        for word, into in zip(bits, out, strict=True):
-            # float64 holds every int32 exactly, and the nearest neighbour adds nothing up; OpenCV warps no int32.
-            seen = cv2.warpAffine(word.astype(np.float64), there, window, flags=cv2.INTER_NEAREST)
-            into[top:bottom, left:right] |= seen.astype(np.int32)
+        height, width = bottom - top, right - left
+        inverse = np.asarray(cv2.invertAffineTransform(matrix), np.float64)
+        back = compose(inverse, np.array([[1.0, 0, left], [0, 1.0, top]]))
+        seen = warp_bits(bits, (0, size, 0, size), nearest_steps(back, int(max(height, width))))
+        out[:, top:bottom, left:right] |= seen[:, :height, :width]
 
 
 @dataclass(frozen=True)
@@ -143,27 +143,28 @@ class _Bones:
 
 
 def find_hands(
-    network: nn.Module, classes: Sequence[str], pixels: NDArray[np.uint8], device: str
+    forward: Forward, classes: Sequence[str], pixels: NDArray[np.uint8], device: str
 ) -> list[Placement]:
     """The hands of an image, the surest first; none where it shows none.
 
     Args:
-        network: knows upright right hands, on `device`.
+        forward: a network on `device` that knows upright right hands, blended in logits.
         classes: of the network.
         pixels: (H, W) uint8.
 
     Raises:
         ConfigProblem: the classes are not the 29 bones.
+        torch.OutOfMemoryError: a single look does not fit into memory.
     """
     if tuple(classes) != HAND_BONES:
         raise ConfigProblem(f"find_hands finds the 29 bones of a hand, not {', '.join(classes[:3])}, …: leave it out.")
     looks = [(_first(pixels.shape, turns, mirrored), inverted) for turns, mirrored, inverted in product(
         range(4), (False, True), (False, True)
     )]  # fmt: skip
-    candidates = sorted(_look(network, pixels, looks, device), key=lambda hand: -hand.score)
+    candidates = sorted(_look(forward, pixels, looks, device), key=lambda hand: -hand.score)
     found: list[Placement] = []
     for hand in _different(candidates)[:MOST]:
-        again = _look(network, pixels, [(hand.square(LOOK), hand.inverted)], device)
+        again = _look(forward, pixels, [(hand.square(LOOK), hand.inverted)], device)
         found += sorted(again, key=lambda hand: -hand.score)[:1]
     sure = [hand for hand in sorted(found, key=lambda hand: -hand.score) if hand.score >= RECOGNISED]
     return _different(sure)
@@ -190,16 +191,14 @@ def _first(shape: tuple[int, ...], turns: int, mirrored: bool) -> Matrix:
 
 
 def _look(
-    network: nn.Module, pixels: NDArray[np.uint8], looks: Sequence[tuple[Matrix, bool]], device: str
+    forward: Forward, pixels: NDArray[np.uint8], looks: Sequence[tuple[Matrix, bool]], device: str
 ) -> Iterator[Placement]:
     """The hands that the network sees in looks: each from its pixels to the file's, and whether it inverts grey."""
-    for start in range(0, len(looks), AT_ONCE):
-        some = looks[start : start + AT_ONCE]
-        squares = np.stack([_warped(pixels, matrix, LOOK, inverted) for matrix, inverted in some])
-        grey = torch.from_numpy(squares).to(device)[:, None].float() / 255
-        for (matrix, inverted), logits in zip(some, run_network(network, grey, half=True), strict=True):
-            for fit, score in _fits(_bones(logits.float().cpu().numpy())):
-                yield Placement(compose(matrix, fit), inverted, score)
+    squares = (torch.from_numpy(_warped(pixels, matrix, LOOK, inverted)) for matrix, inverted in looks)
+    windows = [square.to(device)[None, None].float() / 255 for square in squares]
+    for (matrix, inverted), logits in zip(looks, forward(windows), strict=True):
+        for fit, score in _fits(_bones(logits.cpu().numpy())):
+            yield Placement(compose(matrix, fit), inverted, score)
 
 
 def _warped(pixels: NDArray[np.uint8], matrix: Matrix, size: int, inverted: bool) -> NDArray[np.uint8]:

@@ -241,7 +241,8 @@ class Job:
                 size = self._store.write(prediction.probs)
                 self.stored.add(size, prediction.cutting + time.perf_counter() - start)
             found = {BONES: finding_rows(record.name, prediction.findings)}
-            found |= {HANDS: hand_rows(record.name, prediction.hands, classes)}
+            if chosen.find_hands:
+                found[HANDS] = hand_rows(record.name, prediction.hands, classes)
             self._file.append(record.name, bits, found)
 
     def finish(self) -> Results | None:

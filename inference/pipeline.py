@@ -24,6 +24,7 @@ from engine.progress import progress
 from inference.build import steps_of
 from inference.ensemble import Ensemble, Prepared
 from inference.find_hands import Placement, find_hands
+from inference.forward import Forward
 from inference.hands import Hand
 from inference.job import Job, Results
 from inference.mask_files import write_png
@@ -96,7 +97,8 @@ def _each_hand(
     """The hands of an image, each predicted upright and as large as in its file."""
     network = ensemble.members[0].network
     network.to(device)  # of members that take turns it may be away
-    for placement in find_hands(network, cfg.data.classes, image.pixels, device):
+    forward = Forward(network, half=cfg.train.amp, batch=cfg.window.window_batch)
+    for placement in find_hands(forward, cfg.data.classes, image.pixels, device):
         square = placement.cut(image.pixels, placement.natural_size(LARGEST))
         upright = _Loaded(image.record, square, ensemble.prepare(square), None)
         yield placement, _collect(ensemble, upright, cfg, device, low_threshold(steps))

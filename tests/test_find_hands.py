@@ -21,6 +21,7 @@ from engine import settings
 from engine.bits import n_words
 from inference.build import single
 from inference.find_hands import Placement, _different, average_places, find_hands
+from inference.forward import Forward
 from inference.hands import Hand, describe_hands, hand_rows, hands_header
 from inference.metrics import count_bits, dice_from_counts
 from inference.pipeline import predict, validate
@@ -96,7 +97,7 @@ def test_a_hand_is_found_however_it_lies(
 ) -> None:  # fmt: skip
     centre = (shape[1] * 0.52, shape[0] * 0.47)
     image, _ = painted([(hand, placed(degrees, scale, centre, mirrored))], shape, inverted)
-    (found,) = find_hands(Oracle(), HAND_BONES, image, "cpu")
+    (found,) = find_hands(Forward(Oracle()), HAND_BONES, image, "cpu")
     assert found.side == ("left" if mirrored else "right")
     assert found.inverted == inverted
     assert abs((found.turned - degrees - own_turn(hand, mirrored) + 180) % 360 - 180) < 6
@@ -137,7 +138,7 @@ def test_masks_come_back_to_their_place_in_the_file(
 def test_what_is_cut_out_goes_back_to_where_it_was(hand: dict[str, list[NDArray[np.int32]]]) -> None:
     """Also where the square reaches beyond the file."""
     image, truth = painted([(hand, placed(35, 1.2, (330, 300), mirrored=True))], (640, 600), False)
-    (found,) = find_hands(Oracle(), HAND_BONES, image, "cpu")
+    (found,) = find_hands(Forward(Oracle()), HAND_BONES, image, "cpu")
     size, matrix = found.natural_size(2048), found.square(found.natural_size(2048))
     flags = cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP
     upright = cv2.warpAffine(truth[0].astype(np.float64), matrix, (size, size), flags=flags).astype(np.int32)
@@ -177,7 +178,7 @@ def test_average_places_are_those_of_the_phantom() -> None:
 def test_other_classes_and_probabilities_are_refused() -> None:
     image = np.zeros((64, 64), np.uint8)
     with pytest.raises(ConfigProblem, match="find_hands finds the 29 bones of a hand, not hand, …: leave it out"):
-        find_hands(Oracle(), ("hand",), image, "cpu")
+        find_hands(Forward(Oracle()), ("hand",), image, "cpu")
     with pytest.raises(ConfigProblem, match="find_hands predicts hands upright, so save_probs has no image"):
         settings.check(config(save_probs=True))
 
