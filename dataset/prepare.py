@@ -6,12 +6,12 @@ import os
 import shutil
 import sys
 from pathlib import Path
-from typing import Literal, TypedDict
+from typing import TypedDict
 
 from config import Config
 from dataset.check import Verdict, check_data, table, write_bad_files
 from dataset.layouts import find_layout, has_split, pair_split, read_split
-from dataset.phantom import RECORD, phantom_matches, write_phantom_set
+from dataset.phantom import RECORD, Sides, phantom_matches, write_phantom_set
 from dataset.pseudo import pseudo_records
 from dataset.readers import KNOWN_BAD_LABELS, Record
 from dataset.selection import select
@@ -30,7 +30,7 @@ class PhantomSet(TypedDict):
     size: int
     seed: int
     styles: tuple[str, ...]
-    sides: Literal["both", "right"]
+    sides: Sides
 
 
 def missing_phantoms(cfg: Config) -> PhantomSet | None:

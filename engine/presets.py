@@ -41,6 +41,21 @@ ULTRASOUND: dict[str, Any] = {
 """What the two networks for ultrasound share. A video is the name without the frame's number (p01_0001.png), or the
 first folder."""
 
+OF_CLASSES: dict[str, Any] = {
+    "classes": ("auto",),
+    "holdout": "val",
+    "window_size": 512,
+    "stride": 256,
+    "augment": "medium",
+    "model_file": "model.model_unet_resnet34",
+    "loss": "Combined_BCE_Dice",
+    "epoch": 100,
+    "batch_size": 8,
+    "lr": 1e-3,
+    "patience": 20,
+}
+"""What presets for labels of any classes share."""
+
 PRESETS: dict[str, dict[str, Any]] = {
     "demo": {
         "exp_name": "demo",
@@ -79,38 +94,18 @@ PRESETS: dict[str, dict[str, Any]] = {
         "exp_name": "multi_mask",
         "data_root": "data/multi_mask",
         "layout": "mask_per_class",
-        "classes": ("auto",),
-        "holdout": "val",
+        **OF_CLASSES,
         "dataset_file": "dataset.dataset",
         "inference_file": "inference.inference",
         "image_size": 512,
-        "window_size": 512,
-        "stride": 256,
-        "augment": "medium",
-        "model_file": "model.model_unet_resnet34",
-        "loss": "Combined_BCE_Dice",
-        "epoch": 100,
-        "batch_size": 8,
-        "lr": 1e-3,
-        "patience": 20,
     },
     "labelme": {
         "exp_name": "labelme",
         "data_root": "data/labelme",
         "layout": "labelme",
-        "classes": ("auto",),
-        "holdout": "val",
+        **OF_CLASSES,
         "image_size": 1024,
-        "window_size": 512,
-        "stride": 256,
         "window_mode": "balanced",
-        "augment": "medium",
-        "model_file": "model.model_unet_resnet34",
-        "loss": "Combined_BCE_Dice",
-        "epoch": 100,
-        "batch_size": 8,
-        "lr": 1e-3,
-        "patience": 20,
     },
     "hand_mask": {
         "exp_name": "hand_mask",

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from test_run_exp import elsewhere, read_csv, run
+from preset_runs import trained
+from test_run_exp import elsewhere, read_csv
 
 from dataset.layouts import read_split
 from inference.baseline import blind_dice
 from model.checkpoint import read_checkpoint
-from scripts import make_example
 
 __all__ = ["elsewhere"]  # a fixture
 
@@ -24,19 +24,9 @@ MARGIN = 0.1
 """Dice above the better of both baselines, as docs/labelme.md says."""
 
 
-def trained(folder: Path, count: int, *more: str) -> tuple[Path, str]:
-    """Folder of the experiment, and what the command printed."""
-    data = folder / "data"
-    assert make_example.main(["labelme", "--root", str(data), "--count", str(count), "--size", "128"]) == 0
-    flags = ["--preset", "labelme", "--data_root", str(data), "--output_dir", str(folder), *TINY, *more]
-    code, out, err = run(*flags)
-    assert code == 0, err
-    return folder / "labelme", out
-
-
 def test_one_command_from_polygons_to_a_csv(tmp_path: Path) -> None:
     small = ("--base_channels", "4", "--batch_size", "2")
-    folder, out = trained(tmp_path, 8, "--epoch", "6", "--val_interval", "6", *small)
+    folder, out = trained("labelme", tmp_path, 8, [*TINY, "--epoch", "6", "--val_interval", "6", *small])
     cfg = read_checkpoint(folder / "best.safetensors").cfg
     assert cfg.data.classes == GROUPS, "taken from the labels"
     assert cfg.augment.rotate == (-20.0, 20.0, 1.0) and cfg.window.window_mode == "balanced"
@@ -50,7 +40,7 @@ def test_one_command_from_polygons_to_a_csv(tmp_path: Path) -> None:
 
 @pytest.mark.full
 def test_it_beats_predictions_that_do_not_look(tmp_path: Path) -> None:
-    folder, _ = trained(tmp_path, 20, "--epoch", "40", "--val_interval", "40")
+    folder, _ = trained("labelme", tmp_path, 20, [*TINY, "--epoch", "40", "--val_interval", "40"])
     cfg = read_checkpoint(folder / "best.safetensors").cfg
     blind = blind_dice(read_split(cfg, "train"), read_split(cfg, "test"), cfg)
     reached = _test_dice(folder)

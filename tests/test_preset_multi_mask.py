@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from preset_runs import trained
 from test_run_exp import elsewhere, read_csv, run
 
 from dataset.examples import OVERLAPPING
@@ -26,19 +27,9 @@ MARGIN = 0.25
 """Dice above the better of both baselines, as docs/multi_mask.md says."""
 
 
-def trained(folder: Path, count: int, *more: str) -> tuple[Path, str]:
-    """Folder of the experiment, and what the command printed."""
-    data = folder / "data"
-    assert make_example.main(["multi_mask", "--root", str(data), "--count", str(count), "--size", "128"]) == 0
-    flags = ["--preset", "multi_mask", "--data_root", str(data), "--output_dir", str(folder), *TINY, *more]
-    code, out, err = run(*flags)
-    assert code == 0, err
-    return folder / "multi_mask", out
-
-
 def test_one_command_from_masks_to_a_csv(tmp_path: Path) -> None:
     small = ("--base_channels", "4", "--batch_size", "2")
-    folder, out = trained(tmp_path, 8, "--epoch", "6", "--val_interval", "6", *small)
+    folder, out = trained("multi_mask", tmp_path, 8, [*TINY, "--epoch", "6", "--val_interval", "6", *small])
     cfg = read_checkpoint(folder / "best.safetensors").cfg
     assert cfg.data.classes == BONES, "taken from the names of the files"
     assert cfg.augment.rotate == (-20.0, 20.0, 1.0) and cfg.data.layout == "mask_per_class"
@@ -54,7 +45,7 @@ def test_one_command_from_masks_to_a_csv(tmp_path: Path) -> None:
 
 @pytest.mark.full
 def test_it_beats_predictions_that_do_not_look(tmp_path: Path) -> None:
-    folder, _ = trained(tmp_path, 20, "--epoch", "40", "--val_interval", "40")
+    folder, _ = trained("multi_mask", tmp_path, 20, [*TINY, "--epoch", "40", "--val_interval", "40"])
     cfg = read_checkpoint(folder / "best.safetensors").cfg
     blind = blind_dice(read_split(cfg, "train"), read_split(cfg, "test"), cfg)
     reached = _test_dice(folder)
