@@ -470,7 +470,9 @@ class Train:
     grad_clip: float = 1.0
     """Largest norm of the gradient; 0 does not clip."""
     amp: bool = True
-    """Half precision on GPUs (bfloat16 where the GPU has it, else float16 with a scaler); CPUs run float32."""
+    """Half precision on GPUs: bfloat16 where the GPU has it, else float16 with a scaler."""
+    amp_cpu: bool = False
+    """bfloat16 on CPUs that have instructions for it (AVX-512 BF16, AMX); others run float32."""
     workers: Annotated[int, also("num_workers")] = 2
     """Loader processes; 0 loads in the training process."""
     compile: bool = False

@@ -23,7 +23,7 @@ from dataset.selection import select
 from dataset.switches import switches_of
 from engine import settings
 from engine.averaging import Average, refresh_statistics
-from engine.devices import pick_device, set_determinism
+from engine.devices import half_kinds, half_type, pick_device, set_determinism
 from engine.distributed import join, synchronise_norms
 from engine.files import FileProblem
 from engine.journal import Journal
@@ -35,7 +35,6 @@ from engine.progress import progress
 from engine.run_state import write_state
 from engine.schedule import Plateau, learning_rate
 from engine.stop import StopFlag, Stopped
-from inference.forward import half_type
 from inference.metrics import DiceTable
 from inference.validation import Validation
 from model.checkpoint import save_weights
@@ -86,7 +85,7 @@ class Trainer:
         if self.world.ranks > 1:
             self.network = synchronise_norms(self.network, self.device)
         self.optimizer = build_optimizer(self.network, cfg.train)
-        self.half = half_type() if self.device == "cuda" and cfg.train.amp else None
+        self.half = half_type(self.device) if self.device in half_kinds(cfg.train) else None
         self.scaler = torch.amp.GradScaler(self.device, enabled=self.half is torch.float16)
         self.ema = Average(self.network, cfg.train.ema_decay) if cfg.train.ema_decay else None
         self.swa = Average(self.network, None) if cfg.train.swa_epochs else None

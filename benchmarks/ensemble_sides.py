@@ -20,9 +20,10 @@ from benchmarks.painted import Reader
 from config import Config
 from dataset.readers import Record
 from engine import settings
+from engine.devices import half_type
 from inference.build import build_predictor, thresholds_of
 from inference.ensemble import Ensemble, Member
-from inference.forward import half_type, run_network
+from inference.forward import run_network
 from inference.job import CSV_NAME, Job
 from inference.pipeline import fill
 from model.network import build
@@ -93,7 +94,7 @@ def monai(networks: Sequence[nn.Module], task: Task, batch: int, *, amp: bool) -
 
     def side(records: Sequence[Record], folder: Path) -> Path:
         folder.mkdir()
-        half = torch.autocast("cuda", half_type()) if amp and task.device == "cuda" else nullcontext()
+        half = torch.autocast("cuda", half_type("cuda")) if amp and task.device == "cuda" else nullcontext()
         with torch.no_grad(), half:
             competition_way.write_rows(folder / CSV_NAME, predict(records), case.classes)
         return folder / CSV_NAME
@@ -130,7 +131,7 @@ def bare(networks: Sequence[nn.Module], side: Side, records: Sequence[Record], f
     def forward(records: Sequence[Record], folder: Path) -> Path:
         for _ in records:
             for network, shape in batches:
-                run_network(network, inputs[shape], half=True)
+                run_network(network, inputs[shape], half=("cuda",))
         return folder
 
     return forward

@@ -6,7 +6,7 @@ import os
 
 import torch
 
-from config import Config, ConfigProblem
+from config import Config, ConfigProblem, Train
 
 
 def set_determinism(deterministic: bool) -> None:
@@ -29,3 +29,15 @@ def pick_device(cfg: Config) -> str:
     if cfg.run.device == "cuda" and not torch.cuda.is_available():
         raise ConfigProblem("device is cuda, but torch sees no GPU: give --device cpu, or install a driver.")
     return "cpu" if cfg.run.device == "cpu" or not torch.cuda.is_available() else "cuda"
+
+
+def half_kinds(train: Train) -> tuple[str, ...]:
+    """Kinds of device (cuda, cpu) on which networks run in half precision."""
+    # Without such instructions bfloat16 is pretended, and slower than float32.
+    fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return ("cuda",) * train.amp + ("cpu",) * (train.amp_cpu and fast)
+
+
+def half_type(kind: str) -> torch.dtype:
+    """bfloat16 on CPUs and on GPUs that have it, else float16."""
+    return torch.bfloat16 if kind == "cpu" or torch.cuda.is_bf16_supported() else torch.float16

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from torch import nn
 
 from config import Config, ConfigProblem
+from engine.devices import half_kinds
 from engine.names import check_variant, resolve
 from inference.ensemble import Ensemble, Member
 from inference.forward import Forward
@@ -89,7 +90,7 @@ def _with_views(cfg: Config, network: nn.Module, mode: str, make: Callable[[Forw
     views = views_of(cfg, mode or cfg.inference.tta_mode)
     scales = tuple(view.scale for view in views if view.scale != 1)
     here = tuple(view for view in views if view.scale == 1)
-    blend, half, batch = cfg.inference.blend, cfg.train.amp, cfg.window.window_batch
+    blend, half, batch = cfg.inference.blend, half_kinds(cfg.train), cfg.window.window_batch
     base = make(Forward(network, views=here, blend=blend, half=half, batch=batch))
     if not scales:
         return base

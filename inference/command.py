@@ -27,7 +27,7 @@ OF_TRAINING = {
         for f in dataclasses.fields(section)
     ),
     *("seed", "overwrite", "windows_per_image"),
-} - {*PLACES, "amp"}
+} - {*PLACES, "amp", "amp_cpu"}
 """Fields that the training decided, or that mean nothing once a network is trained."""
 
 ENSEMBLE, FOLDS = "inference_ensemble", "inference_kfold"

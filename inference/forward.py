@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import nullcontext
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from engine.devices import half_type
 from inference.tta import PLAIN, View
 
 Blend = Literal["logits", "probs"]
@@ -20,7 +21,7 @@ class Forward:
     Args:
         views: what is averaged for each window; only their flips, turns and intensities count.
         blend: what is averaged, and returned.
-        half: half precision on CUDA.
+        half: kinds of device (cuda, cpu) on which it runs in half precision.
         batch: windows and views of windows that go through the network together. Where memory runs out it is halved.
     """
 
@@ -30,7 +31,7 @@ class Forward:
         *,
         views: Sequence[View] = (PLAIN,),
         blend: Blend = "logits",
-        half: bool = False,
+        half: Collection[str] = (),
         batch: int = 4,
     ) -> None:
         self.network = network
@@ -83,14 +84,10 @@ class Forward:
         return None
 
 
-def run_network(network: nn.Module, grey: Tensor, half: bool) -> Tensor:
-    """Logits (N, K, H, W) without gradients, as the network gives them; `half` runs CUDA in half precision."""
-    cast = torch.autocast("cuda", half_type()) if half and grey.is_cuda else nullcontext()
+def run_network(network: nn.Module, grey: Tensor, half: Collection[str]) -> Tensor:
+    """Logits (N, K, H, W) without gradients, as the network gives them: half precision on the kinds in `half`."""
+    kind = grey.device.type
+    cast = torch.autocast(kind, half_type(kind)) if kind in half else nullcontext()
     with torch.no_grad(), cast:
         logits: Tensor = network(grey)
     return logits
-
-
-def half_type() -> torch.dtype:
-    """bfloat16 where the GPU has it, else float16."""
-    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16

@@ -55,7 +55,7 @@ BONES, HANDS = "bones", "hands"
 """Lists of findings: missing and split bones, and the hands that were found, with the confidence of each bone."""
 
 _SECTIONS = ("window", "inference", "ensemble")
-_FIELDS = ("classes", "dataset_file", "clahe_clip", "clahe_tiles", "amp")
+_FIELDS = ("classes", "dataset_file", "clahe_clip", "clahe_tiles", "amp", "amp_cpu")
 _NEUTRAL = ("window_batch", "windows_per_image", "window_mode", "checkpoint", "input", "output", "shard")
 """What may differ when an inference goes on: where files lie (checkpoints and images are compared themselves), what
 only training reads, and what a machine can bear."""

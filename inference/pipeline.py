@@ -20,6 +20,7 @@ from dataset.order import ALONE, Shard
 from dataset.readers import Record
 from engine import settings
 from engine.bits import n_words
+from engine.devices import half_kinds
 from engine.progress import progress
 from inference.build import steps_of
 from inference.ensemble import Ensemble, Prepared
@@ -97,7 +98,7 @@ def _each_hand(
     """The hands of an image, each predicted upright and as large as in its file."""
     network = ensemble.members[0].network
     network.to(device)  # of members that take turns it may be away
-    forward = Forward(network, half=cfg.train.amp, batch=cfg.window.window_batch)
+    forward = Forward(network, half=half_kinds(cfg.train), batch=cfg.window.window_batch)
     for placement in find_hands(forward, cfg.data.classes, image.pixels, device):
         square = placement.cut(image.pixels, placement.natural_size(LARGEST))
         upright = _Loaded(image.record, square, ensemble.prepare(square), None)

@@ -291,7 +291,7 @@ def _compare(ours: Tensor, theirs: Tensor, job: Job) -> str:
 def _logits(network: nn.Module, images: Tensor) -> Tensor:
     from inference.forward import run_network
 
-    return run_network(network, images, half=False)
+    return run_network(network, images, half=())
 
 
 if __name__ == "__main__":

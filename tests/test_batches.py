@@ -37,7 +37,7 @@ def test_a_sigterm_of_others_leaves_workers_at_work_and_the_loaders_own_ends_the
     (process,) = workers.loader._iterator._workers  # type: ignore[union-attr]
     subprocess.run(["kill", "-TERM", str(process.pid)], check=True)
     rest = list(batches)
-    assert sorted(sum([first, *rest], [])) == list(range(STEPS))
+    assert sorted(i for batch in [first, *rest] for i in batch) == list(range(STEPS))
     assert process.is_alive()
     process.terminate()
     process.join(10)

@@ -17,7 +17,7 @@ import torch
 from config import Config, ConfigProblem
 from engine import files, progress
 from engine.bits import n_words, pack, unpack
-from engine.devices import pick_device
+from engine.devices import half_kinds, half_type, pick_device
 from engine.files import FileProblem, atomic_path, is_disk_full, write_json, write_text
 from engine.record import COLUMNS, Metrics
 from engine.settings import replace
@@ -326,3 +326,20 @@ def test_the_device_is_what_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> No
         device("cuda")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert (device("auto"), device("cuda"), device("cpu")) == ("cuda", "cuda", "cpu")
+
+
+def test_half_precision_is_where_it_is_asked_for_and_fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    def kinds(**values: bool) -> tuple[str, ...]:
+        return half_kinds(replace(Config(), values).train)
+
+    for avx, amx in ((True, False), (False, True)):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda avx=avx: avx)
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda amx=amx: amx)
+        assert kinds() == ("cuda",)
+        assert kinds(amp_cpu=True) == ("cuda", "cpu")
+        assert kinds(amp=False, amp_cpu=True) == ("cpu",)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    assert kinds(amp=False, amp_cpu=True) == ()
+    assert half_type("cpu") is torch.bfloat16
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
+    assert half_type("cuda") is torch.float16

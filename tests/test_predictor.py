@@ -133,7 +133,7 @@ def test_memory_of_one_frame_serves_the_next() -> None:
 
 def test_networks_run_without_gradients() -> None:
     network = nn.Conv2d(1, 2, 1)
-    assert not run_network(network, picture(8, 8), half=True).requires_grad
+    assert not run_network(network, picture(8, 8), half=("cuda",)).requires_grad
     sliding = Sliding(Forward(network, batch=4), 32, 16, 0.3)
     assert not any(band.requires_grad for band in sliding.bands(picture(40, 40)))
 

@@ -265,6 +265,22 @@ def test_one_seed_is_one_run_whatever_the_workers(trainer: Callable[..., Trainer
     assert not torch.equal(ends[0]["body.head.weight"], ends[3]["body.head.weight"])
 
 
+def test_bfloat16_on_a_cpu_trains_alike_and_repeats(
+    trainer: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)  # torch pretends it where it is missing
+    runs = [trainer(amp_cpu=half) for half in (True, True, False)]
+    seen: list[torch.dtype] = []
+    runs[0].network.body.head.register_forward_hook(lambda layer, args, out: seen.append(out.dtype))
+    losses = [run.run_epoch()["train_loss"] for run in runs]
+    assert set(seen) == {torch.bfloat16}
+    ends = [weights_of(run.network) for run in runs]
+    assert_same(ends[0], ends[1])
+    assert all(tensor.dtype == ends[2][name].dtype for name, tensor in ends[0].items()), "weights stay float32"
+    assert losses[0] == losses[1] != losses[2]
+    assert losses[0] == pytest.approx(losses[2], rel=0.05)
+
+
 def test_profile_times_steps_and_saves_nothing(trainer: Callable[..., Trainer], tmp_path: Path) -> None:
     said = trainer().profile(3)
     assert said.startswith("3 steps of 2 samples: ") and "images/s" in said and "waiting for data" in said
