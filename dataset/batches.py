@@ -191,8 +191,8 @@ def _start_worker(worker: int) -> None:
     if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
         mallopt(M_MMAP_THRESHOLD, 32 << 20)
         mallopt(M_TRIM_THRESHOLD, 256 << 20)
-    # SIGTERM to all processes of a run (scancel, a preemption, kill of a group) is for the one that trains: it needs its
-    # workers until it has saved, and only its own word ends them.
+    # SIGTERM to all processes of a run (scancel, a preemption, a group's kill) is for the one that trains. It needs its
+    # workers until it has saved; only its own word ends them.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     threading.Thread(target=_end_on_word_of, args=(os.getppid(),), daemon=True).start()
 
