@@ -351,7 +351,8 @@ class Model:
     pretrained: bool = False
     """Start the encoder from ImageNet weights; needs the network once."""
     init_from: str = ""
-    """Start from the weights of a file: a checkpoint of ours, or a state dict of timm, SMP or nnU-Net."""
+    """Start from the weights of a file: a checkpoint of ours, or a state dict of timm, SMP or nnU-Net. phantom takes
+    those that come with the code, which know the bones of drawn hands (checkpoints/phantom)."""
     first_model: str = "model.model_simple_unet_quarter"
     """model_two_stage: network for the whole image."""
     first_size: int = 512
@@ -599,6 +600,8 @@ class Ensemble:
 
 BEST = "best.safetensors"
 """The best weights in an experiment's folder."""
+SHIPPED = Path(__file__).parent / "checkpoints" / "phantom" / BEST
+"""Weights that come with the code: trained on drawn hands, for radiographs of any hand (checkpoints/phantom)."""
 
 
 @dataclass(frozen=True)
@@ -620,6 +623,12 @@ class Config:
     def folder(self) -> Path:
         """Everything that the experiment writes lies here."""
         return Path(self.run.output_dir) / self.run.exp_name
+
+    @property
+    def first_weights(self) -> Path | None:
+        """The file that `init_from` names."""
+        chosen = self.model.init_from
+        return (SHIPPED if chosen == "phantom" else Path(chosen)) if chosen else None
 
     def hash(self) -> str:
         """First 12 hex digits of the SHA-256 of all settings."""

@@ -280,15 +280,15 @@ def _dry_run(cfg: Config, ensemble_alone: bool = False) -> int:
     _check_folder(cfg)
     print(f"would write {cfg.folder}")
     if drawn := missing_phantoms(cfg):
-        count = 2 * (drawn["train_subjects"] + drawn["test_subjects"])
-        print(f"would draw {count} phantoms of {drawn['size']} px into {cfg.data.data_root} first")
+        count = 2 * (drawn.train_subjects + drawn.test_subjects)
+        print(f"would draw {count} phantoms of {drawn.size} px into {cfg.data.data_root} first")
     cfg = settings.replace(_first_fold(cfg), {"cache": "none"})  # building one is writing
-    trainer = _build_trainer(cfg, undrawn(drawn["train_subjects"]) if drawn else None)
+    trainer = _build_trainer(cfg, undrawn(drawn.train_subjects) if drawn else None)
     side, batch, classes = trainer.loader.side, cfg.train.batch_size, len(cfg.data.classes)
     logits = batch * classes * side**2 * 4 / 2**20
     print(trainer.summary)
-    if cfg.model.init_from:
-        print(trainer.start_from(Path(cfg.model.init_from)))
+    if cfg.first_weights:
+        print(trainer.start_from(cfg.first_weights))
     trainer.loader.close()
     print(f"a step: images {batch} x 1 x {side} x {side}, logits {logits:.0f} MiB in float32")
     return 0
@@ -369,8 +369,8 @@ def _train(cfg: Config) -> int:
         remove_leftovers(cfg.folder)
     if said:
         print(f"{said} Going on after epoch {trainer.at.epoch}, step {trainer.at.step}.", flush=True)
-    elif cfg.model.init_from and not asked.eval_only:
-        print(trainer.start_from(Path(cfg.model.init_from)), flush=True)
+    elif cfg.first_weights and not asked.eval_only:
+        print(trainer.start_from(cfg.first_weights), flush=True)
     print(trainer.summary, flush=True)
     code = 1
     try:

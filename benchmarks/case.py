@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from config import HAND_BONES
-from dataset.phantom import VERSION, phantom_matches, write_phantom_set
+from dataset.phantom import VERSION, PhantomSet, phantom_matches, write_phantom_set
 from dataset.readers import Record, read_competition
 
 DATA = Path(__file__).resolve().parent / ".data"
@@ -54,6 +54,7 @@ QUICK = Case(size=256, window=128, subjects=2, windows=2, batch=2, workers=2)
 
 def draw(case: Case) -> list[Record]:
     """The case's images, PNG of three equal channels with the competition's labels; drawn where they don't lie yet."""
-    if not phantom_matches(case.root, train_subjects=case.subjects, test_subjects=0, size=case.size, seed=1):
-        write_phantom_set(case.root, train_subjects=case.subjects, test_subjects=0, size=case.size, seed=1, workers=2)
+    wanted = PhantomSet(train_subjects=case.subjects, test_subjects=0, size=case.size, seed=1)
+    if not phantom_matches(case.root, wanted):
+        write_phantom_set(case.root, wanted, workers=2)
     return read_competition(case.root, "train")

@@ -93,8 +93,8 @@ def check_data(
         splits: of a competition tree; all but test must have images and labels.
         pairs: split -> its images and labels, instead of those of a competition tree.
         exclude: images not to look at, as subject/stem.
-        alike: whether every label is to show every class, and every subject to have two images, as the competition's;
-            else a label that shows nothing is a warning.
+        alike: whether every label is to show every class, and every subject to have two images, one of each hand, as
+            the competition's; else a label that shows nothing is a warning.
 
     Raises:
         FileProblem: the disk is full. What is wrong with the data is never raised.
@@ -126,7 +126,7 @@ def check_data(
         *_doubles(looks),
         *_subjects(pairs, alike),
         *_folds(folds or {}),
-        *_sides(looks),
+        *_sides(looks, alike),
     ]
     sizes = Counter((look.finding.height, look.finding.width) for look in looks if look.finding.pixels)
     labels = sum(look.record.label is not None for look in looks)
@@ -271,13 +271,13 @@ def _folds(folds: Mapping[str, Collection[str]]) -> Iterator[Fault]:
             yield Fault("error", "subject in two folds", subject, detail)
 
 
-def _sides(looks: Sequence[Look]) -> Iterator[Fault]:
+def _sides(looks: Sequence[Look], alike: bool) -> Iterator[Fault]:
     for look in looks:
         named = re.search(r"_([LR])$", look.record.image.stem)
         if named and look.finding.side and look.finding.side != named[1]:
             detail = f"its label shows the side {look.finding.side}: is it mirrored? Correct it or exclude the image."
             yield Fault("warning", "side against name", look.path, detail)
-    for pair in _grouped(looks, lambda look: (look.split, look.record.subject)):
+    for pair in _grouped(looks, lambda look: (look.split, look.record.subject)) if alike else ():
         if len(pair) == 2 and pair[0].finding.side == pair[1].finding.side != "":
             detail = f"its label and that of {pair[1].path} both show the side {pair[1].finding.side}: is one mirrored?"
             yield Fault("warning", "equal sides", pair[0].path, detail)

@@ -6,12 +6,13 @@ the phantom knows the truth), `phantom_matches` tells whether a tree on disk is 
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import multiprocessing
 import os
 import shutil
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ from dataset.phantom_styles import check_styles, style_of
 from engine.files import FileProblem, write_json
 from engine.progress import progress
 
-__all__ = ["SIDES", "VERSION", "Phantom", "draw_phantom", "phantom_matches", "write_phantom_set"]
+__all__ = ["SIDES", "VERSION", "Phantom", "PhantomSet", "draw_phantom", "phantom_matches", "write_phantom_set"]
 
 VERSION = 4
 """Of the renderer: raise it when pictures or labels change, so that sets on disk no longer match."""
@@ -65,52 +66,60 @@ class Subject:
     """Side -> file stem."""
 
 
-Job = tuple[Path, Subject, str, int, int, tuple[str, ...], Sides]
-"""Arguments of _draw_and_write."""
+@dataclass(frozen=True)
+class PhantomSet:
+    """What decides a set of phantoms: the same values give the same bytes.
+
+    Raises:
+        ConfigProblem: no such style.
+    """
+
+    train_subjects: int
+    """Each has two images; 12 % of the subjects, rounded, have bent wrists."""
+    test_subjects: int
+    """Likewise, but 55 %."""
+    size: int
+    """Of the square images, pixels, 128 to 2048."""
+    seed: int
+    styles: tuple[str, ...] = DEFAULT_STYLES
+    """Names of dataset.phantom_styles.STYLES; each subject has one of them, drawn evenly."""
+    sides: Sides = "both"
+    """right mirrors left hands, and no file name tells a side."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "styles", check_styles(self.styles))
+
+    def record(self) -> dict[str, Any]:
+        """What is written beside the set, as JSON values."""
+        return {"version": VERSION, **dataclasses.asdict(self), "styles": list(self.styles)}
 
 
-def write_phantom_set(
-    root: Path,
-    *,
-    train_subjects: int,
-    test_subjects: int,
-    size: int,
-    seed: int,
-    styles: Sequence[str] = DEFAULT_STYLES,
-    sides: Sides = "both",
-    workers: int = 0,
-) -> None:
+def write_phantom_set(root: Path, wanted: PhantomSet, workers: int = 0) -> None:
     """Write a set of phantoms to `root` as the competition's tree (docs/data.md), whole or not at all.
 
     Args:
         root: must not exist; its parent is made.
-        train_subjects, test_subjects: each has two images. 12 % and 55 % of them, rounded, have bent wrists.
-        size: of the square images, pixels, 128 to 2048.
-        seed: same arguments give the same bytes.
-        styles: names of dataset.phantom_styles.STYLES; each subject has one of them, drawn evenly.
-        sides: right mirrors left hands, and no file name tells a side.
         workers: processes to draw with; 0 draws in this one. The result does not depend on it.
 
     Raises:
         FileProblem: `root` exists.
-        ConfigProblem: no such style.
     """
-    root, styles = Path(root), check_styles(styles)
+    root = Path(root)
     if root.exists():
         raise FileProblem(f"{root} exists and is never overwritten: remove it or choose another folder.")
     root.parent.mkdir(parents=True, exist_ok=True)
     for old in root.parent.glob(f".{root.name}.*.part"):
         if not psutil.pid_exists(int(old.name.split(".")[-2].split("-")[0])):
             shutil.rmtree(old, ignore_errors=True)  # of a drawing that was killed
-    subjects = _plan(train_subjects, test_subjects, seed, named=sides == "both")
+    subjects = _plan(wanted)
     partial = root.parent / f".{root.name}.{os.getpid()}-{os.urandom(4).hex()}.part"
     partial.mkdir()
     try:
-        jobs = [(partial, subject, side, size, seed, styles, sides) for subject in subjects for side in SIDES]
+        jobs = [(partial, subject, side, wanted) for subject in subjects for side in SIDES]
         for _ in progress(_done(jobs, workers), "drawing phantoms", total=len(jobs), unit="image"):
             pass
-        _write_meta(partial / "meta_data.xlsx", subjects, seed, styles)
-        write_json(partial / RECORD, _record(train_subjects, test_subjects, size, seed, styles, sides))
+        _write_meta(partial / "meta_data.xlsx", subjects, wanted)
+        write_json(partial / RECORD, wanted.record())
         os.sync()  # one for thousands of files: after a power loss the renamed folder must not hold empty ones
         if root.exists():  # appeared meanwhile; rename would silently replace an empty folder
             raise FileProblem(f"{root} has appeared meanwhile and is never overwritten.")
@@ -119,57 +128,30 @@ def write_phantom_set(
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def phantom_matches(
-    root: Path,
-    *,
-    train_subjects: int,
-    test_subjects: int,
-    size: int,
-    seed: int,
-    styles: Sequence[str] = DEFAULT_STYLES,
-    sides: Sides = "both",
-) -> bool:
-    """True where `root` holds the set that `write_phantom_set` would write with these arguments today.
-
-    Raises:
-        ConfigProblem: no such style.
-    """
-    wanted = _record(train_subjects, test_subjects, size, seed, check_styles(styles), sides)
+def phantom_matches(root: Path, wanted: PhantomSet) -> bool:
+    """True where `root` holds the set that `write_phantom_set` would write today."""
     try:
         found = json.loads((Path(root) / RECORD).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return bool(found == wanted)
+    return bool(found == wanted.record())
 
 
-def _record(
-    train_subjects: int, test_subjects: int, size: int, seed: int, styles: tuple[str, ...], sides: Sides
-) -> dict[str, int | str | list[str]]:
-    return {
-        "version": VERSION,
-        "train_subjects": train_subjects,
-        "test_subjects": test_subjects,
-        "size": size,
-        "seed": seed,
-        "styles": list(styles),
-        "sides": sides,
-    }
-
-
-def _plan(train_subjects: int, test_subjects: int, seed: int, named: bool = True) -> list[Subject]:
+def _plan(wanted: PhantomSet) -> list[Subject]:
     """Identities (with gaps, train and test mixed), bent wrists and file names of all subjects."""
-    total = train_subjects + test_subjects
-    rng = np.random.default_rng((seed, 0x5E7))
+    total = wanted.train_subjects + wanted.test_subjects
+    rng = np.random.default_rng((wanted.seed, 0x5E7))
     identities = rng.permutation(np.sort(rng.choice(np.arange(1, int(total * 1.3) + 2), total, replace=False)))
     subjects = []
-    for split, count, first in (("train", train_subjects, 0), ("test", test_subjects, FIRST_TEST_SUBJECT)):
+    counts = {"train": (wanted.train_subjects, 0), "test": (wanted.test_subjects, FIRST_TEST_SUBJECT)}
+    for split, (count, first) in counts.items():
         bent = np.zeros(count, bool)
         bent[rng.permutation(count)[: round(BENT_SHARE[split] * count)]] = True
         own, identities = np.sort(identities[:count]), identities[count:]
         for index, (identity, is_bent) in enumerate(zip(own, bent, strict=True)):
             time = 1_661_130_000_000 + int(identity) * 7_919_000 + int(rng.integers(0, 3_000_000))
             times = (time, time + int(rng.integers(20_000, 120_000)))
-            telling = rng.random() < NAMED_SHARE and named
+            telling = rng.random() < NAMED_SHARE and wanted.sides == "both"
             order = rng.permutation(len(SIDES))
             stems = {
                 side: f"image{times[place]}" + (f"_{side}" if telling else "")
@@ -179,7 +161,7 @@ def _plan(train_subjects: int, test_subjects: int, seed: int, named: bool = True
     return subjects
 
 
-def _done(jobs: list[Job], workers: int) -> Iterator[None]:
+def _done(jobs: list[tuple[Path, Subject, str, PhantomSet]], workers: int) -> Iterator[None]:
     """Draw every job, here or in `workers` processes, and yield after each."""
     if not workers:
         for job in jobs:
@@ -202,12 +184,10 @@ def _start_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent stops the workers
 
 
-def _draw_and_write(
-    root: Path, subject: Subject, side: str, size: int, seed: int, styles: tuple[str, ...], sides: Sides
-) -> None:
+def _draw_and_write(root: Path, subject: Subject, side: str, wanted: PhantomSet) -> None:
     """Write one image and its labels. `root` is private to the set being written, so plain writes will do."""
-    phantom = draw_phantom(seed, subject.number, side, size, subject.bent, styles)
-    if sides == "right" and side == "L":
+    phantom = draw_phantom(wanted.seed, subject.number, side, wanted.size, subject.bent, wanted.styles)
+    if wanted.sides == "right" and side == "L":
         phantom = mirrored(phantom)
     stem = subject.stems[side]
     for kind, suffix in (("DCM", ".png"), ("outputs_json", ".json")):
@@ -250,15 +230,15 @@ def _label(phantom: Phantom, subject: Subject, stem: str) -> dict[str, Any]:
     }
 
 
-def _write_meta(path: Path, subjects: list[Subject], seed: int, styles: tuple[str, ...]) -> None:
+def _write_meta(path: Path, subjects: list[Subject], wanted: PhantomSet) -> None:
     """One row per subject, with the oddities of the real file: some sexes carry an Excel escape or a blank."""
     import pandas  # here: half a second that every drawing process would pay
 
     rows = []
     for subject in sorted(subjects, key=lambda subject: subject.identity):
-        style = style_of(seed, subject.number, styles)
-        body = draw_body(np.random.default_rng((seed, subject.number)), style)
-        rng = np.random.default_rng((seed, subject.number, 9))
+        style = style_of(wanted.seed, subject.number, wanted.styles)
+        body = draw_body(np.random.default_rng((wanted.seed, subject.number)), style)
+        rng = np.random.default_rng((wanted.seed, subject.number, 9))
         height = round(float(170 * body.size + rng.normal(0, 3)))
         weight = round(float((height / 100) ** 2 * 22.5 * body.flesh))
         sex = ("남" if body.sex == "M" else "여") + ("", "", " ")[rng.integers(3)]

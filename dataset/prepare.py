@@ -6,12 +6,11 @@ import os
 import shutil
 import sys
 from pathlib import Path
-from typing import TypedDict
 
 from config import Config
 from dataset.check import Verdict, check_data, table, write_bad_files
 from dataset.layouts import find_layout, has_split, pair_split, read_split
-from dataset.phantom import RECORD, Sides, phantom_matches, write_phantom_set
+from dataset.phantom import RECORD, PhantomSet, phantom_matches, write_phantom_set
 from dataset.pseudo import pseudo_records
 from dataset.readers import KNOWN_BAD_LABELS, Record
 from dataset.selection import select
@@ -20,17 +19,6 @@ from engine.files import FileProblem, locked
 
 PARTS = {"train", "test", "meta_data.xlsx", "phantom.json", "cache", "jpeg"}
 """All that a phantom set holds, and what we make of it."""
-
-
-class PhantomSet(TypedDict):
-    """What `write_phantom_set` is asked for."""
-
-    train_subjects: int
-    test_subjects: int
-    size: int
-    seed: int
-    styles: tuple[str, ...]
-    sides: Sides
 
 
 def missing_phantoms(cfg: Config) -> PhantomSet | None:
@@ -43,15 +31,15 @@ def missing_phantoms(cfg: Config) -> PhantomSet | None:
     if not cfg.phantom.phantom:
         return None
     root, chosen = Path(cfg.data.data_root), cfg.phantom
-    wanted: PhantomSet = {
-        "train_subjects": chosen.phantom_train,
-        "test_subjects": chosen.phantom_test,
-        "size": chosen.phantom_size,
-        "seed": chosen.phantom_seed,
-        "styles": chosen.phantom_styles,
-        "sides": chosen.phantom_sides,
-    }
-    if phantom_matches(root, **wanted):
+    wanted = PhantomSet(
+        chosen.phantom_train,
+        chosen.phantom_test,
+        chosen.phantom_size,
+        chosen.phantom_seed,
+        chosen.phantom_styles,
+        chosen.phantom_sides,
+    )
+    if phantom_matches(root, wanted):
         return None
     # --overwrite covers what we have drawn with other settings, as long as nothing else lies there.
     ours = (root / RECORD).exists() and {path.name for path in root.iterdir()} <= PARTS
@@ -72,7 +60,7 @@ def prepare_data(cfg: Config) -> None:
             if wanted := missing_phantoms(cfg):
                 if root.exists():
                     shutil.rmtree(root)
-                write_phantom_set(root, **wanted, workers=os.cpu_count() or 1)  # before training: all cores are free
+                write_phantom_set(root, wanted, workers=os.cpu_count() or 1)  # before training: all cores are free
                 print(f"phantom data: {root}")
         finally:
             lock.unlink(missing_ok=True)  # who waits for it looks again
@@ -106,7 +94,8 @@ def look_at_data(cfg: Config) -> Verdict:
         os.cpu_count() or 1,
         pairs={split: pair_split(cfg, split) for split in splits},
         exclude={*data.exclude, *(KNOWN_BAD_LABELS if switches.exclude else ())},
-        alike=find_layout(cfg) == "competition" and cfg.phantom.phantom_styles == ("competition",),  # others crop
+        alike=find_layout(cfg) == "competition"  # other styles crop
+        and (cfg.phantom.phantom_styles, cfg.phantom.phantom_sides) == (("competition",), "both"),
     )
     print(table(verdict), flush=True)
     if "val" not in splits and has_split(cfg, "val"):

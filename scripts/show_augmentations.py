@@ -101,10 +101,10 @@ def _ranges(name: str) -> dict[str, tuple[Range, str]]:
 
 def _records(chosen: Flags, root: Path) -> list[Record]:
     """The image that is shown, then those that are mixed in."""
-    from dataset.phantom import write_phantom_set
+    from dataset.phantom import PhantomSet, write_phantom_set
     from dataset.readers import Record, read_competition
 
-    write_phantom_set(root, train_subjects=SUBJECTS, test_subjects=1, size=chosen.size, seed=SEED)
+    write_phantom_set(root, PhantomSet(train_subjects=SUBJECTS, test_subjects=1, size=chosen.size, seed=SEED))
     phantoms = read_competition(root, "train")
     return [Record(Path(chosen.image), Path(chosen.label), "image"), *phantoms] if chosen.image else phantoms
 

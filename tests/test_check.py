@@ -194,6 +194,7 @@ def test_mirrored_labels(root: Path) -> None:
     assert (fault.severity, fault.kind, fault.path) == ("warning", "equal sides", below(root, first))
     assert below(root, second) in fault.detail
     side = fault.detail[-len("X: is one mirrored?")]
+    assert not look(root, alike=False).faults, "in a set of right hands all pairs are such"
     wrong = {"L": "R", "R": "L"}[side]
     for path in (label(first), first):
         path.rename(path.with_stem(f"{first.stem}_{wrong}"))

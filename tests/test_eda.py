@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from config import HAND_BONES, Config
 from dataset import statistics
 from dataset.labels import read_label
-from dataset.phantom import write_phantom_set
+from dataset.phantom import PhantomSet, write_phantom_set
 from dataset.readers import Record, read_competition
 from dataset.statistics import Item, items_of, measure, measure_all, measure_label, sum_up
 from dataset.subjects import read_columns
@@ -48,7 +48,7 @@ def settings_of(root: Path, **values: object) -> Config:
 @pytest.fixture(scope="module")
 def clean(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("eda") / "clean"
-    write_phantom_set(root, train_subjects=SUBJECTS, test_subjects=2, size=SIZE, seed=11, workers=2)
+    write_phantom_set(root, PhantomSet(train_subjects=SUBJECTS, test_subjects=2, size=SIZE, seed=11), workers=2)
     return root
 
 

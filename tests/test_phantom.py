@@ -7,6 +7,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -17,10 +18,10 @@ from numpy.typing import NDArray
 
 from config import HAND_BONES
 from dataset import phantom
-from dataset.phantom import Phantom, draw_phantom, phantom_matches, write_phantom_set
+from dataset.phantom import Phantom, PhantomSet, draw_phantom, phantom_matches, write_phantom_set
 from engine.files import FileProblem
 
-ARGUMENTS = {"train_subjects": 8, "test_subjects": 4, "size": 128, "seed": 3}
+WANTED = PhantomSet(train_subjects=8, test_subjects=4, size=128, seed=3)
 
 
 def masks_of(drawn: Phantom) -> dict[str, NDArray[np.uint8]]:
@@ -42,7 +43,7 @@ def tree(root: Path) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     root = tmp_path_factory.mktemp("phantom") / "set"
-    write_phantom_set(root, **ARGUMENTS)
+    write_phantom_set(root, WANTED)
     yield root
 
 
@@ -183,7 +184,7 @@ def test_meta_data_has_the_real_columns(written: Path) -> None:
 
 
 def test_file_order_does_not_tell_the_side() -> None:
-    plan = phantom._plan(200, 0, 1)
+    plan = phantom._plan(PhantomSet(200, 0, 128, 1))
     first = [min(subject.stems, key=lambda side: subject.stems[side]) for subject in plan]
     assert 0.35 < np.mean([side == "L" for side in first]) < 0.65
     named = [subject for subject in plan if any(stem.endswith(("_L", "_R")) for stem in subject.stems.values())]
@@ -193,33 +194,33 @@ def test_file_order_does_not_tell_the_side() -> None:
 
 @pytest.mark.parametrize(("train", "test"), [(400, 144), (8, 4), (25, 9)])
 def test_bent_shares_are_exact(train: int, test: int) -> None:
-    plan = phantom._plan(train, test, 5)
+    plan = phantom._plan(PhantomSet(train, test, 128, 5))
     assert sum(subject.bent for subject in plan if subject.split == "train") == round(0.12 * train)
     assert sum(subject.bent for subject in plan if subject.split == "test") == round(0.55 * test)
     assert len({subject.identity for subject in plan}) == len({subject.number for subject in plan}) == train + test
 
 
 def test_result_does_not_depend_on_workers(written: Path, tmp_path: Path) -> None:
-    write_phantom_set(tmp_path / "set", **ARGUMENTS, workers=2)
+    write_phantom_set(tmp_path / "set", WANTED, workers=2)
     assert tree(tmp_path / "set") == tree(written)
 
 
 def test_matches_only_its_own_arguments(written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert phantom_matches(written, **ARGUMENTS)
-    for name in ARGUMENTS:
-        assert not phantom_matches(written, **{**ARGUMENTS, name: ARGUMENTS[name] + 1})
-    assert not phantom_matches(tmp_path / "nothing", **ARGUMENTS)
+    assert phantom_matches(written, WANTED)
+    for name in ("train_subjects", "test_subjects", "size", "seed"):
+        assert not phantom_matches(written, replace(WANTED, **{name: getattr(WANTED, name) + 1}))
+    assert not phantom_matches(tmp_path / "nothing", WANTED)
     (tmp_path / "phantom.json").write_text("{broken")
-    assert not phantom_matches(tmp_path, **ARGUMENTS)
+    assert not phantom_matches(tmp_path, WANTED)
     monkeypatch.setattr(phantom, "VERSION", phantom.VERSION + 1)
-    assert not phantom_matches(written, **ARGUMENTS)
+    assert not phantom_matches(written, WANTED)
 
 
 def test_existing_root_is_refused(tmp_path: Path) -> None:
     root = tmp_path / "set"
     root.mkdir()
     with pytest.raises(FileProblem, match="exists"):
-        write_phantom_set(root, **ARGUMENTS)
+        write_phantom_set(root, WANTED)
     assert list(tmp_path.iterdir()) == [root] and not list(root.iterdir())
 
 
@@ -237,7 +238,7 @@ def test_nothing_is_left_of_an_interrupted_set(
 
     monkeypatch.setattr(phantom, "draw_phantom", failing)
     with pytest.raises(error):
-        write_phantom_set(tmp_path / "set", **ARGUMENTS)
+        write_phantom_set(tmp_path / "set", WANTED)
     assert len(calls) == 3 and not list(tmp_path.iterdir())
 
 
@@ -246,5 +247,5 @@ def test_what_a_killed_drawing_left_goes_with_the_next(tmp_path: Path) -> None:
     for folder in (dead, alive):
         folder.mkdir()
         (folder / "half.png").write_bytes(b"x")
-    write_phantom_set(tmp_path / "set", train_subjects=2, test_subjects=1, size=128, seed=1, workers=0)
+    write_phantom_set(tmp_path / "set", PhantomSet(train_subjects=2, test_subjects=1, size=128, seed=1), workers=0)
     assert not dead.exists() and alive.exists(), "another process draws there"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import cv2
@@ -12,7 +12,7 @@ import pytest
 
 from config import HAND_BONES, ConfigProblem
 from dataset.labels import read_label
-from dataset.phantom import Phantom, draw_phantom, phantom_matches, write_phantom_set
+from dataset.phantom import Phantom, PhantomSet, draw_phantom, phantom_matches, write_phantom_set
 from dataset.phantom_body import draw_body
 from dataset.phantom_draw import mirrored
 from dataset.phantom_styles import COMPETITION, STYLES, check_styles, style_of
@@ -119,11 +119,12 @@ def test_what_the_collimator_cuts_off_is_not_labelled() -> None:
 
 
 def test_set_records_its_styles_and_readers_cope_with_absent_bones(tmp_path: Path) -> None:
-    root, wanted = tmp_path / "set", {"train_subjects": 10, "test_subjects": 1, "size": 128, "seed": 4}
-    write_phantom_set(root, **wanted, styles=("portable", "child"))
+    root, plain = tmp_path / "set", PhantomSet(train_subjects=10, test_subjects=1, size=128, seed=4)
+    wanted = replace(plain, styles=("portable", "child"))
+    write_phantom_set(root, wanted)
     assert json.loads((root / "phantom.json").read_text())["styles"] == ["child", "portable"]
-    assert phantom_matches(root, **wanted, styles=("child", "portable"))
-    assert not phantom_matches(root, **wanted) and not phantom_matches(root, **wanted, styles=("child",))
+    assert wanted == replace(plain, styles=("child", "portable")) and phantom_matches(root, wanted)
+    assert not phantom_matches(root, plain) and not phantom_matches(root, replace(plain, styles=("child",)))
     shown = []
     for record in read_competition(root, "train"):
         assert record.label is not None
@@ -135,10 +136,10 @@ def test_set_records_its_styles_and_readers_cope_with_absent_bones(tmp_path: Pat
 
 
 def test_right_sets_mirror_left_hands(tmp_path: Path) -> None:
-    wanted = {"train_subjects": 2, "test_subjects": 1, "size": 128, "seed": 4}
-    write_phantom_set(tmp_path / "set", **wanted, sides="right")
-    assert phantom_matches(tmp_path / "set", **wanted, sides="right")
-    assert not phantom_matches(tmp_path / "set", **wanted)
+    both = PhantomSet(train_subjects=2, test_subjects=1, size=128, seed=4)
+    write_phantom_set(tmp_path / "set", replace(both, sides="right"))
+    assert phantom_matches(tmp_path / "set", replace(both, sides="right"))
+    assert not phantom_matches(tmp_path / "set", both)
     for record in read_competition(tmp_path / "set", "train"):
         bits = read_label(record, HAND_BONES, 128, 128)[0]
         columns = [np.nonzero(bits >> HAND_BONES.index(name) & 1)[1].mean() for name in ("finger-1", "finger-16")]
@@ -161,16 +162,13 @@ def test_mirrored_labels_lie_on_their_bones() -> None:
     ("names", "said"),
     [((), "phantom_styles is empty"), (("dr", "chld"), r"'chld' \(did you mean child"), (("x",), "'x': styles are")],
 )
-def test_wrong_styles_are_named(names: tuple[str, ...], said: str, tmp_path: Path) -> None:
+def test_wrong_styles_are_named(names: tuple[str, ...], said: str) -> None:
     with pytest.raises(ConfigProblem, match=said):
         check_styles(names)
     with pytest.raises(ConfigProblem, match=said):
         draw_phantom(0, 0, "R", 128, False, names)
     with pytest.raises(ConfigProblem, match=said):
-        phantom_matches(tmp_path, train_subjects=1, test_subjects=1, size=128, seed=1, styles=names)
-    with pytest.raises(ConfigProblem, match=said):
-        write_phantom_set(tmp_path / "set", train_subjects=1, test_subjects=1, size=128, seed=1, styles=names)
-    assert not list(tmp_path.iterdir())
+        PhantomSet(train_subjects=1, test_subjects=1, size=128, seed=1, styles=names)
 
 
 def test_documentation_has_every_style_and_parameter() -> None:

@@ -24,6 +24,7 @@ import torch
 import config
 import run_exp
 from config import Config
+from dataset.phantom import PhantomSet
 from engine import background, flags, settings
 from engine.presets import PRESETS
 
@@ -395,8 +396,8 @@ def test_overwrite_leaves_files_and_links_of_this_name_alone(tmp_path: Path, run
 def test_overwrite_redraws_phantoms_but_only_a_folder_of_nothing_else(
     extra: str | None, phantom_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    drawn: list[dict[str, int]] = []
-    monkeypatch.setattr("dataset.prepare.write_phantom_set", lambda root, workers, **wanted: drawn.append(wanted))
+    drawn: list[PhantomSet] = []
+    monkeypatch.setattr("dataset.prepare.write_phantom_set", lambda root, wanted, workers: drawn.append(wanted))
     data = tmp_path / "data"
     shutil.copytree(phantom_root, data)
     if extra:
@@ -416,7 +417,7 @@ def test_overwrite_redraws_phantoms_but_only_a_folder_of_nothing_else(
         assert "would draw 18 phantoms of 128 px" in out
         assert run(*argv, "--overwrite")[0] == 1  # nothing is drawn here, so there are no images
         assert not data.exists()
-        assert [wanted["train_subjects"] for wanted in drawn] == [7]
+        assert [wanted.train_subjects for wanted in drawn] == [7]
 
 
 def test_saved_settings_never_overwrite_nor_resume_unasked(
