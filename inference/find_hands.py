@@ -52,6 +52,8 @@ MOST = 4
 FRAME = (330.0, 10.0)
 """Side of the upright square and its middle's height above the base of the third metacarpal, mm: fingertips of large
 hands reach 165 mm above that middle, and 75 mm of forearm as far below it."""
+SMALLEST = 200.0
+"""Side of that square, mm, in a file that shows less."""
 
 
 @cache
@@ -78,6 +80,8 @@ class Placement:
     """Bones are dark on a light ground in the file."""
     score: float
     """Of the match with the average hand: the mean over all bones of their confidence, 0 for those out of place."""
+    file: tuple[int, int]
+    """Height and width of the image file, px."""
 
     @property
     def side(self) -> Literal["left", "right"]:
@@ -97,18 +101,29 @@ class Placement:
 
     def natural_size(self, largest: int) -> int:
         """Side, px, of the upright square that is as large as in the file, but not larger than that."""
-        return max(1, min(largest, round(FRAME[0] * self.scale)))
+        return max(1, min(largest, round(self.frame()[1] * self.scale)))
 
     def centre(self) -> NDArray[np.float64]:
         """Middle of all bones: (x, y) in the file, px."""
         place = average_places()[0].mean()
         return np.asarray(self.matrix @ (place.real, place.imag, 1))
 
+    def frame(self) -> tuple[NDArray[np.float64], float]:
+        """The upright square: its middle (x, y) and its side, mm. Smaller than FRAME where the file ends before."""
+        inverse = np.asarray(cv2.invertAffineTransform(self.matrix), np.float64)
+        height, width = self.file
+        ends = np.array(list(product((0, width), (0, height), (1,)))) @ inverse.T
+        middle = np.array([0.0, -FRAME[1]])
+        low = np.maximum(ends.min(axis=0), middle - FRAME[0] / 2)
+        high = np.minimum(ends.max(axis=0), middle + FRAME[0] / 2)
+        return (low + high) / 2, float(np.clip((high - low).max(), SMALLEST, FRAME[0]))
+
     def square(self, size: int) -> Matrix:
         """From pixels of the upright square, `size` px a side, to pixels of the file."""
-        side, up = FRAME
+        middle, side = self.frame()
         step = side / size
-        return compose(self.matrix, np.array([[step, 0, (step - side) / 2], [0, step, (step - side) / 2 - up]]))
+        corner = middle + (step - side) / 2
+        return compose(self.matrix, np.column_stack([np.diag([step, step]), corner]))
 
     def cut(self, pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
         """The hand upright, a right one, bright on dark: (H, W) uint8 -> (size, size) uint8; black beyond the file."""
@@ -198,7 +213,7 @@ def _look(
     windows = [square.to(device)[None, None].float() / 255 for square in squares]
     for (matrix, inverted), logits in zip(looks, forward(windows), strict=True):
         for fit, score in _fits(_bones(logits.cpu().numpy())):
-            yield Placement(compose(matrix, fit), inverted, score)
+            yield Placement(compose(matrix, fit), inverted, score, pixels.shape)
 
 
 def _warped(pixels: NDArray[np.uint8], matrix: Matrix, size: int, inverted: bool) -> NDArray[np.uint8]:

@@ -148,7 +148,7 @@ def test_what_is_cut_out_goes_back_to_where_it_was(hand: dict[str, list[NDArray[
     found.paste(upright[None], back)
     assert np.nanmin(dice(back, truth)) > 0.95, "pasting adds, and again is no more"
     assert found.cut(255 - image, size).shape == (size, size)
-    assert Placement(found.matrix, True, 1.0).cut(255 - image, size).max() == found.cut(image, size).max()
+    assert Placement(found.matrix, True, 1.0, image.shape).cut(255 - image, size).max() == found.cut(image, size).max()
 
 
 def test_one_hand_seen_in_two_ways_is_the_surer_one() -> None:
@@ -157,8 +157,24 @@ def test_one_hand_seen_in_two_ways_is_the_surer_one() -> None:
     upright = np.array([[2.0, 0.0, 300.0], [0.0, 2.0, 400.0]])
     ghost = np.array([[2.0, 0.0, 310.0], [0.0, -2.0, 400.0 + 4 * middle.imag + 20]])
     beside = upright + np.array([[0.0, 0.0, 220.0], [0.0, 0.0, 0.0]])
-    hands = [Placement(matrix, False, score) for matrix, score in ((upright, 0.9), (ghost, 0.6), (beside, 0.55))]
+    seen = ((upright, 0.9), (ghost, 0.6), (beside, 0.55))
+    hands = [Placement(matrix, False, score, (900, 900)) for matrix, score in seen]
     assert _different(hands) == [hands[0], hands[2]]
+
+
+def test_a_hand_is_cut_out_no_larger_than_its_file() -> None:
+    """What lies beyond the file would only make the hand smaller for the network."""
+    def frame(matrix: NDArray[np.float64], file: tuple[int, int]) -> tuple[list[float], float]:
+        middle, side = Placement(matrix, False, 1.0, file).frame()
+        return middle.tolist(), side
+
+    there = np.array([[2.0, 0.0, 300.0], [0.0, 2.0, 400.0]])  # the base of the third metacarpal at (300, 400)
+    assert frame(there + np.array([[0, 0, 800.0], [0, 0, 800.0]]), (4000, 4000)) == ([0, -10], 330)
+    assert frame(there, (2000, 2000)) == ([7.5, -10], 330), "the left end of the file is 150 mm away"
+    assert frame(there, (560, 600)) == ([0, -47.5], 300), "sides 150 mm away, the top more than 175 mm, the bottom 80"
+    assert frame(np.array([[5.0, 0.0, 300.0], [0.0, 5.0, 400.0]]), (560, 600))[1] == 200, "no hand fits into less"
+    upside_down = np.array([[-2.0, 0.0, 300.0], [0.0, -2.0, 160.0]])
+    assert frame(upside_down, (560, 600)) == ([0, -47.5], 300)
 
 
 def test_average_places_are_those_of_the_phantom() -> None:
