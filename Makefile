@@ -4,7 +4,7 @@ PYTHON ?= $(shell for p in python3.12 python3.11 python3 python; do \
 	$$p -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 
-.PHONY: demo smoke test test-full test-gpu test-slurm test-ray setup lint help
+.PHONY: demo smoke phantom test test-full test-gpu test-slurm test-ray setup lint help
 
 help:            ## This list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 18
@@ -14,6 +14,11 @@ demo: setup      ## Phantom data, training, inference, CSV, Dice table and a pic
 
 smoke: setup     ## The same path in a minute
 	$(BIN)/python run_exp.py --preset smoke --overwrite
+
+phantom: setup   ## Train the weights in checkpoints/phantom anew (two hours on two cores)
+	$(BIN)/python run_exp.py --preset phantom --overwrite
+	$(BIN)/python scripts/release_weights.py checkpoints/phantom_training checkpoints/phantom --overwrite
+	$(BIN)/python scripts/model_card.py checkpoints/phantom --write
 
 # Files side by side, one thread each; one process more than cores, as tests often wait for commands that they start.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $$(($$(getconf _NPROCESSORS_ONLN) + 1)) --maxprocesses 8 --dist loadfile

@@ -60,7 +60,8 @@ def main(argv: list[str], style: str = "") -> int:
         The exit code: 0, 1 for a problem with files, 2 for a wrong command line.
     """
     first, _ = flags.parse(argv, Commands, DESCRIPTION)
-    return flags.run_command(lambda: _command(argv, first.cfg, style))
+    asked = first.cfg if style or _names_weights(first) else _shipped(first.cfg)
+    return flags.run_command(lambda: _command(argv, asked, style))
 
 
 def _command(argv: list[str], asked: Config, style: str) -> int:
@@ -74,6 +75,18 @@ def _command(argv: list[str], asked: Config, style: str) -> int:
         script = Path(__file__).with_name(f"{resolve('inference', style or 'inference').stem}.py").resolve()
         return launch.launch(asked.run.gpus, [str(script), *argv], cfg.folder)
     return run_plan(_plan(cfg, asked, _given(parsed)), cfg)
+
+
+def _names_weights(parsed: flags.Parsed[Commands]) -> bool:
+    """False for an image alone, where the default experiment was never trained: the weights that come with the code."""
+    asked = parsed.cfg
+    named = parsed.sources.keys() & {"exp_name", "checkpoint", "inference_file"}
+    return bool(named) or not asked.inference.input or _has_weights(asked.folder)
+
+
+def _shipped(asked: Config) -> Config:
+    print(f"no experiment is named: taking {config.SHIPPED}, which has learned from drawn hands", flush=True)
+    return settings.replace(asked, {"checkpoint": str(config.SHIPPED)})
 
 
 def main_optimise(argv: list[str]) -> int:
