@@ -9,7 +9,7 @@ BIN := .venv/bin
 help:            ## This list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 18
 
-demo: setup      ## Phantom data, training, inference, CSV, Dice table and a picture, in under 8 minutes on two cores
+demo: setup      ## Phantom data, training, inference, CSV, Dice table and a picture, in 3 minutes on two cores
 	$(BIN)/python run_exp.py --preset demo --overwrite
 
 smoke: setup     ## The same path in a minute
