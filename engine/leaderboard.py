@@ -196,7 +196,7 @@ def _row(folder: Path, record: Mapping[str, Any], plain: Mapping[str, Any], word
         images=len(means),
         worst=min(classes, key=lambda row: _number(row.get("mean")), default={}).get("class", ""),
         folds=f"{min(folds):.4f}-{max(folds):.4f}" if folds else "",
-        test=_mean(row.get("mean") for row in read_csv(submission.parent / PER_CLASS)) if submission else math.nan,
+        test=class_mean(submission.parent / PER_CLASS) if submission else math.nan,
         epoch=len(metrics),
         epochs=_whole(record.get("epoch")) * trainings,
         hours=sum(_number(row.get("seconds")) for row in metrics) / 3600,
@@ -244,6 +244,11 @@ def image_means(path: Path) -> list[float]:
     except (OSError, ValueError):
         return []
     return [sum(row) / len(row) for row in rows if row]
+
+
+def class_mean(path: Path) -> float:
+    """Mean Dice over the classes of a per_class.csv; NaN where there is none."""
+    return _mean(row.get("mean") for row in read_csv(path))
 
 
 def _mean(values: Iterable[str | None]) -> float:

@@ -5,13 +5,11 @@ python scripts/few_labels.py log/few_labels
 
 from __future__ import annotations
 
-import csv
 import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 
 if __name__ == "__main__":
     # Run by path, Python puts scripts/ first instead of the folder that holds config.py.
@@ -21,6 +19,7 @@ import tyro
 
 from config import BEST, SHIPPED
 from engine.flags import run_command
+from engine.leaderboard import PER_CLASS, class_mean
 from engine.presets import PRESETS
 
 DESCRIPTION = """A table (Markdown) of test Dice on drawn hands of a style that the shipped weights have never seen, by
@@ -89,19 +88,19 @@ def _untrained(folder: Path, data: Path) -> float:
     output = folder / "untrained"
     if not output.exists():
         _run(str(INFERENCE), "--checkpoint", str(SHIPPED), "--data_root", str(data), "--output", str(output))
-    return _mean(output / "per_class.csv")
+    return class_mean(output / PER_CLASS)
 
 
 def _trained(folder: Path, data: Path, name: str, count: int, *flags: str) -> float:
     """Test Dice of a training that is done now, gone on with, or done already."""
     runs = folder / "runs"
-    scores = runs / name / "inference" / "test" / "per_class.csv"
+    scores = runs / name / "inference" / "test" / PER_CLASS
     if not scores.exists():
         again = ["--resume"] if (runs / name / "last.pt").exists() or (runs / name / BEST).exists() else []
         command = [str(RUN), "--preset", "few_labels", "--data_root", str(data), "--output_dir", str(runs)]
         command += ["--exp_name", name, "--limit_train", str(count), "--wandb", "off"]
         _run(*command, "--no_check_data", *flags, *again)  # some hands are cut off: it would mind
-    return _mean(scores)
+    return class_mean(scores)
 
 
 def _run(*command: str) -> None:
@@ -109,11 +108,6 @@ def _run(*command: str) -> None:
 
     if code := subprocess.run([sys.executable, *command], check=False).returncode:
         raise FileProblem(f"{Path(command[0]).name} ended with {code}, see above: what is done is kept, call again.")
-
-
-def _mean(path: Path) -> float:
-    with open(path, encoding="utf-8", newline="") as file:
-        return fmean(float(row["mean"]) for row in csv.DictReader(file))
 
 
 if __name__ == "__main__":

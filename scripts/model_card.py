@@ -55,7 +55,7 @@ class Flags:
 
     folder: tyro.conf.Positional[Path]
     """Folder of the weights (best.safetensors); its README.md is the card."""
-    subjects: int = 12
+    subjects: int = 16
     """Subjects of each style, two hands each."""
     hands: int = 40
     """Hands that lie anyhow."""

@@ -5,11 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from preset_runs import trained
-from test_run_exp import elsewhere, read_csv
+from preset_runs import assert_above_blind, assert_learned, trained
+from test_run_exp import elsewhere
 
-from dataset.layouts import read_split
-from inference.baseline import blind_dice
 from model.checkpoint import read_checkpoint
 
 __all__ = ["elsewhere"]  # a fixture
@@ -31,23 +29,10 @@ def test_one_command_from_polygons_to_a_csv(tmp_path: Path) -> None:
     assert cfg.data.classes == GROUPS, "taken from the labels"
     assert cfg.augment.rotate == (-20.0, 20.0, 1.0) and cfg.window.window_mode == "balanced"
     assert cfg.data.holdout == "val" and cfg.loss.loss == "Combined_BCE_Dice"
-    losses = [float(row["train_loss"]) for row in read_csv(folder / "metrics.csv")]
-    assert losses[-1] < losses[0]
-    rows = read_csv(folder / "inference/test/submission.csv")
-    assert [row["class"] for row in rows] == [*GROUPS] * 2 and "test Dice" in out
-    assert (folder / "report/index.html").exists() and "no report" not in out
+    assert_learned(folder, out, GROUPS, images=2)
 
 
 @pytest.mark.full
 def test_it_beats_predictions_that_do_not_look(tmp_path: Path) -> None:
     folder, _ = trained("labelme", tmp_path, 20, [*TINY, "--epoch", "40", "--val_interval", "40"])
-    cfg = read_checkpoint(folder / "best.safetensors").cfg
-    blind = blind_dice(read_split(cfg, "train"), read_split(cfg, "test"), cfg)
-    reached = _test_dice(folder)
-    assert reached > blind.best + MARGIN, (reached, blind)
-
-
-def _test_dice(folder: Path) -> float:
-    rows = read_csv(folder / "inference/test/per_class.csv")
-    assert [row["class"] for row in rows][: len(GROUPS)] == [*GROUPS]
-    return sum(float(row["mean"]) for row in rows[: len(GROUPS)]) / len(GROUPS)
+    assert_above_blind(folder, GROUPS, MARGIN)

@@ -5,13 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from preset_runs import trained
-from test_run_exp import elsewhere, read_csv, run
+from preset_runs import assert_above_blind, assert_learned, trained
+from test_run_exp import elsewhere, run
 
 from dataset.examples import OVERLAPPING
 from dataset.labels import read_label
 from dataset.layouts import read_split
-from inference.baseline import blind_dice
 from model.checkpoint import read_checkpoint
 from scripts import make_example
 
@@ -34,28 +33,16 @@ def test_one_command_from_masks_to_a_csv(tmp_path: Path) -> None:
     assert cfg.data.classes == BONES, "taken from the names of the files"
     assert cfg.augment.rotate == (-20.0, 20.0, 1.0) and cfg.data.layout == "mask_per_class"
     assert cfg.data.holdout == "val" and cfg.loss.loss == "Combined_BCE_Dice"
-    losses = [float(row["train_loss"]) for row in read_csv(folder / "metrics.csv")]
-    assert losses[-1] < losses[0]
     overlap = read_label(read_split(cfg, "test")[0], cfg.data.classes, 128, 128)[0]
     assert (overlap & (overlap - 1)).any(), "two classes share pixels"
-    rows = read_csv(folder / "inference/test/submission.csv")
-    assert [row["class"] for row in rows] == [*BONES] * 2 and "test Dice" in out
-    assert (folder / "report/index.html").exists() and "no report" not in out
+    assert_learned(folder, out, BONES, images=2)
 
 
 @pytest.mark.full
 def test_it_beats_predictions_that_do_not_look(tmp_path: Path) -> None:
     folder, _ = trained("multi_mask", tmp_path, 20, [*TINY, "--epoch", "40", "--val_interval", "40"])
-    cfg = read_checkpoint(folder / "best.safetensors").cfg
-    blind = blind_dice(read_split(cfg, "train"), read_split(cfg, "test"), cfg)
-    reached = _test_dice(folder)
-    assert reached > blind.best + MARGIN, (reached, blind)
+    assert_above_blind(folder, BONES, MARGIN)
 
-
-def _test_dice(folder: Path) -> float:
-    rows = read_csv(folder / "inference/test/per_class.csv")
-    assert [row["class"] for row in rows][: len(BONES)] == [*BONES]
-    return sum(float(row["mean"]) for row in rows[: len(BONES)]) / len(BONES)
 
 
 def test_the_class_list_may_be_given(tmp_path: Path) -> None:
